@@ -1,0 +1,85 @@
+"""The pull that makes BatchNorm scales small: optax transforms and the mask that aims them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxslim.errors import InputError
+
+
+def l1_subgradient(strength: float, mask: Any) -> optax.GradientTransformation:
+    """Add `strength * sign(p)`, the subgradient of `strength * |p|`, to the updates of the masked parameters.
+
+    Put it first in a chain, before weight decay and momentum, to train as network slimming does (Liu et al., ICCV 2017,
+    equation 1): the loss gains `strength * sum |scale|`.
+
+    Args:
+      strength: lambda of the paper; 1e-4 for VGG on CIFAR.
+      mask: pytree of bools with the structure of the parameters (or a prefix of it), or a function from parameters to
+        one; see `bn_scale_mask`.
+
+    Raises:
+      InputError: `strength` is negative or not a number.
+
+    Example:
+      >>> tx = optax.chain(l1_subgradient(0.5, {"w": False, "scale": True}), optax.sgd(1.0))
+      >>> params = {"w": jnp.ones(1), "scale": -jnp.ones(1)}
+      >>> updates, _ = tx.update({"w": jnp.zeros(1), "scale": jnp.zeros(1)}, tx.init(params), params)
+      >>> updates["scale"].tolist(), abs(updates["w"]).tolist()
+      ([0.5], [0.0])
+    """
+    if not strength >= 0:
+        raise InputError(f"The L1 strength is {strength}; it must be a number of at least 0, for example 1e-4.")
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if params is None:
+            raise InputError("l1_subgradient needs the parameters: call update(gradients, state, params).")
+        return jax.tree.map(lambda g, p: g + strength * jnp.sign(p).astype(g.dtype), updates, params), state
+
+    return optax.masked(optax.GradientTransformation(lambda _: optax.EmptyState(), update), mask)
+
+
+def bn_scale_mask(variables: Mapping[str, Any]) -> Any:
+    """Bools with the structure of `variables["params"]`, true for the scales of BatchNorm layers.
+
+    A BatchNorm layer is one that has running statistics: `batch_stats` holds a mean at the path where `params` holds a
+    scale. Scales of other norms are left alone.
+    """
+    layers = set(_paths(variables.get("batch_stats", {}), "mean"))
+    params = variables["params"]
+
+    def is_scale(path: Any, _: Any) -> bool:
+        return path[-1:] == (jax.tree_util.DictKey("scale"),) and tuple(path[:-1]) in layers
+
+    return jax.tree_util.tree_map_with_path(is_scale, params)
+
+
+def bn_scales(variables: Mapping[str, Any]) -> Any:
+    """|scale| of every BatchNorm layer, the channel score of network slimming (Liu et al., ICCV 2017, section 3).
+
+    Args:
+      variables: `params` and `batch_stats` of a Linen module.
+
+    Returns:
+      The `params` collection with only the scales in it, each an array (channels,) of scores.
+
+    Raises:
+      InputError: there is no BatchNorm layer with a scale.
+    """
+    mask = bn_scale_mask(variables)
+    scores = jax.tree.map(lambda use, p: jnp.abs(p) if use else None, mask, variables["params"])
+    if not jax.tree.leaves(scores):
+        raise InputError(
+            "The variables hold no BatchNorm scale (a scale in params beside a mean in batch_stats); "
+            "pass both collections, or give plan() scores of your own."
+        )
+    return {"params": scores}
+
+
+def _paths(tree: Any, name: str) -> list[tuple[Any, ...]]:
+    keys: Callable[[Any], tuple[Any, ...]] = tuple
+    found = [keys(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    return [path[:-1] for path in found if path[-1:] == (jax.tree_util.DictKey(name),)]
