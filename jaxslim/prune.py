@@ -1,0 +1,271 @@
+"""Cut the channels of a plan out of a network. The command is `python -m jaxslim.prune`."""
+
+import dataclasses
+import sys
+import types
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from jaxslim.channels import ChannelGraph, leaf_paths, trace
+from jaxslim.cli import run
+from jaxslim.cost import count
+from jaxslim.errors import InputError
+from jaxslim.selection import Plan, plan
+from jaxslim.sparsity import bn_scales
+
+
+class Pruned(NamedTuple):
+    """A narrower network."""
+
+    module: Any
+    variables: Any
+    plan: Plan
+
+
+def cut(graph: ChannelGraph, tree: Any, plan: Plan) -> Any:
+    """Take the indices that survive out of every array of `tree`; a new tree, the old one is untouched.
+
+    Args:
+      graph: of the network.
+      tree: the traced variables, one of their collections, or optimizer state over either. Leaves are matched by path;
+        arrays of floats that match none are refused, scalars and other leaves stay as they are.
+      plan: which units survive.
+
+    Raises:
+      InputError: an array that is not one of the traced variables, or of another shape.
+    """
+
+    def narrow(leaf: Any, axes: tuple[np.ndarray, ...]) -> Any:
+        for axis, units in enumerate(axes):
+            kept = plan.keep[units]
+            if not kept.all():
+                leaf = _take(leaf, np.flatnonzero(kept), axis)
+        return leaf
+
+    return _map(graph, tree, plan, lambda leaf, number: narrow(leaf, graph.units[number]))
+
+
+def zero(graph: ChannelGraph, tree: Any, plan: Plan) -> Any:
+    """Set the scale, bias and other vectors of the units that go to zero, in the full shapes.
+
+    For units that are exact in `graph`, the network then gives the logits of the cut one.
+    """
+
+    def blank(leaf: Any, number: int) -> Any:
+        if not graph.vectors[number]:
+            return leaf
+        return leaf * plan.keep[graph.units[number][-1]].astype(leaf.dtype)
+
+    return _map(graph, tree, plan, blank)
+
+
+def prune(module: Any, variables: Any, ratio: float | None, images: Any, **options: Any) -> Pruned:
+    """Trace, score by |BatchNorm scale|, plan and cut a network, and build the module of the new widths.
+
+    Args:
+      module: Linen module with a method `resized(variables)` that returns it with the widths of `variables`, as `VGG`
+        has.
+      variables: its `params` and `batch_stats`.
+      ratio: share of the channels to cut, in [0, 1).
+      images: array or `ShapeDtypeStruct` of an input, (n, height, width, channels).
+      **options: of `plan`.
+
+    Returns:
+      `Pruned(module, variables, plan)`.
+
+    Raises:
+      InputError: as `plan` and `cut`, or the module cannot be resized.
+    """
+    graph = trace(module.apply, variables, images)
+    chosen = plan(graph, bn_scales(variables), ratio, **options)
+    smaller = cut(graph, variables, chosen)
+    return Pruned(resized(module, smaller), smaller, chosen)
+
+
+def resized(module: Any, variables: Any) -> Any:
+    """`module` with the widths of `variables`."""
+    if not hasattr(module, "resized"):
+        raise InputError(
+            f"{type(module).__name__} does not say how to build a narrower self: give it a method resized(variables) "
+            "that returns it with the widths of variables, or use trace, plan and cut."
+        )
+    return module.resized(variables)
+
+
+def _map(graph: ChannelGraph, tree: Any, plan: Plan, change: Any) -> Any:
+    if len(plan.keep) != graph.num_units + 1:
+        raise InputError(
+            f"The plan is for {len(plan.keep) - 1} units and the graph has {graph.num_units}; trace the network that "
+            "the plan was made for."
+        )
+    leaves = []
+    for path, leaf in leaf_paths(tree):
+        number, shape = graph.find(path), np.shape(leaf)
+        if not shape or (number is None and not jnp.issubdtype(leaf.dtype, jnp.floating)):
+            leaves.append(leaf)
+        elif number is None:
+            raise InputError(f"{'/'.join(path)} {shape} is none of the traced variables; cut the tree that was traced.")
+        elif shape != graph.shapes[number]:
+            raise InputError(
+                f"{'/'.join(path)} has shape {shape}, where {'/'.join(graph.paths[number])} was traced with shape "
+                f"{graph.shapes[number]}; cut a tree of the network that was traced."
+            )
+        else:
+            leaves.append(change(leaf, number))
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def _take(leaf: Any, kept: np.ndarray, axis: int) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return np.take(leaf, kept, axis)
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((*leaf.shape[:axis], len(kept), *leaf.shape[axis + 1 :]), leaf.dtype)
+    return jnp.take(leaf, kept, axis)
+
+
+def difference(module: Any, variables: Any, pruned: Pruned, graph: ChannelGraph, images: Any) -> float:
+    """Largest difference of the cut network's logits from the full network's with the units that go at zero.
+
+    Relative to the largest logit of the full network. Float noise for exact units; anything for inexact ones.
+    """
+    full = jax.jit(module.apply)(zero(graph, variables, pruned.plan), images)
+    small = jax.jit(pruned.module.apply)(pruned.variables, images)
+    return float(jnp.max(jnp.abs(full - small)) / jnp.maximum(jnp.max(jnp.abs(full)), 1e-6))
+
+
+class _CallableModule(types.ModuleType):
+    """`jaxslim.prune` names this module, since it is a command, and the function: so the module can be called."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Pruned:
+        return prune(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Cut channels out of a checkpoint's network and save the smaller one as a new checkpoint."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """Folder of a checkpoint, RUN/best, RUN/latest, or a run, which stands for its latest."""
+    out: str
+    """Folder to make for the smaller network's checkpoint."""
+    ratio: float | None = None
+    """Share of the channels to cut, over all layers together, in [0, 1)."""
+    threshold: float | None = None
+    """Cut the channels whose |scale| is at most this, instead of a ratio."""
+    min_channels: int = 1
+    """Each layer keeps at least this many, its best ones."""
+    multiple_of: int = 1
+    """Round the channels that each layer keeps up to a multiple of this."""
+    reference_ties: bool = False
+    """The PyTorch reference's rule for the threshold: one channel more, and every tie with it, goes."""
+    leave: tuple[str, ...] = ()
+    """Layers that lose nothing, by the names of the table, for example bn0 bn1."""
+
+
+def main(argv: list[str]) -> None:
+    """The command: load, cut, check, save."""
+    options = tyro.cli(Options, args=argv, prog="python -m jaxslim.prune")
+    if Path(options.out).exists():
+        raise InputError(f"{options.out} exists already and checkpoints are never overwritten; choose another --out.")
+    chosen = dataclasses.asdict(options)
+    arguments = {name: chosen[name] for name in ("min_channels", "threshold", "multiple_of", "reference_ties", "leave")}
+    pruned, meta = save_cut(options.checkpoint, options.out, options.ratio, **arguments)
+    _show(pruned, meta)
+    print(f"Saved {options.out}; fine-tune it with: python -m jaxslim.train CONFIG --init-from {options.out}")
+
+
+def save_cut(path: str | Path, out: str | Path, ratio: float | None, **options: Any) -> tuple[Pruned, dict[str, Any]]:
+    """`prune` the network of a checkpoint, check the result, and save it as a checkpoint of its own.
+
+    Args:
+      path: what `checkpoint.load` takes.
+      out: folder to make.
+      ratio: of `plan`.
+      **options: of `plan`.
+
+    Returns:
+      The smaller network, and the metadata saved with it: cost, plan, and the check, which is the `difference` on
+      random images from the full network with the units that go at zero.
+
+    Raises:
+      InputError: as `load`, `plan` and `save`, or the check failed although every unit that went is exact.
+    """
+    from jaxslim import checkpoint
+
+    path = checkpoint.find(path)
+    module, variables, meta = checkpoint.load(path)
+    images = jax.random.normal(jax.random.key(0), (64, *meta["image_shape"]))
+    graph = trace(module.apply, variables, images)
+    chosen = plan(graph, bn_scales(variables), ratio, **options)
+    smaller = cut(graph, variables, chosen)
+    pruned = Pruned(resized(module, smaller), smaller, chosen)
+    gap = difference(module, variables, pruned, graph, images)
+    exact = bool(graph.exact[~chosen.keep].all())
+    if exact and not gap <= tolerance(module):
+        raise InputError(
+            f"The cut network's logits differ from the zeroed full network's by {gap:.2g} of the largest; nothing was "
+            "saved. The network takes a width from something other than its parameters' shapes."
+        )
+    described: dict[str, Any] = {
+        "kind": "pruned",
+        **{name: meta[name] for name in ("config", "class_names", "image_shape") if name in meta},
+        "parent": {"path": str(path), **{name: meta.get(name) for name in ("kind", "epoch", "metrics")}},
+        "cost": count(pruned.module.apply, smaller, images)._asdict(),
+        "full_cost": count(module.apply, variables, images)._asdict(),
+        "plan": {
+            **options,
+            "requested": ratio,
+            "achieved": chosen.achieved,
+            "layers": [layer._asdict() for layer in chosen.layers],
+        },
+        "check": {"logits_difference": gap, "exact": exact},
+    }
+    checkpoint.save(out, pruned.module, smaller, described)
+    return pruned, described
+
+
+def tolerance(module: Any) -> float:
+    """Largest `difference` that float noise explains in the precision that `module` computes in."""
+    return 0.05 if getattr(module, "dtype", None) == jnp.bfloat16 else 1e-4
+
+
+def _show(pruned: Pruned, meta: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("layer", "channels", "after", "cut", "protected")
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for layer in pruned.plan.layers:
+        table.add_row(
+            layer.name,
+            str(layer.before),
+            str(layer.after),
+            f"{1 - layer.after / layer.before:.0%}",
+            "yes" if layer.protected else "",
+        )
+    console = Console()
+    console.print(table)
+    full, small, check = meta["full_cost"], meta["cost"], meta["check"]
+    requested = "by threshold" if meta["plan"]["requested"] is None else f"requested {meta['plan']['requested']:.2%}"
+    lines = (
+        f"channels    {requested}, cut {pruned.plan.achieved:.2%}",
+        f"parameters  {full['params']:,} -> {small['params']:,} ({small['params'] / full['params']:.1%})",
+        f"MACs        {full['macs']:,} -> {small['macs']:,} ({small['macs'] / full['macs']:.1%})",
+        f"check       logits within {check['logits_difference']:.1e} of the full network's with those channels at zero"
+        + ("" if check["exact"] else " (inexact units: cutting and zeroing differ)"),
+    )
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,243 @@
+"""Primitives that move, join and cut axes."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from jaxslim.rules.walk import FIXED, FREE, Rule, Value, Walk, fix_axes, live, opaque, settle, unknown
+
+
+def _pass(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
+    return [value._replace(leaf=None) for value in ins]
+
+
+def _broadcast_in_dim(walk: Walk, eqn: Any, value: Value, *_: Value) -> list[Value]:
+    shape, places = eqn.params["shape"], eqn.params["broadcast_dimensions"]
+    ids = [np.full(n, FREE) for n in shape]
+    dead = [unknown(n) for n in shape]
+    for axis, place in enumerate(places):
+        if value.shape[axis] == shape[place]:
+            ids[place], dead[place] = value.ids[axis], value.dead[axis]
+        else:
+            walk.fix(settle(value.ids[axis]))
+    return [Value(tuple(ids), tuple(dead), value.const)]
+
+
+def _pick_axes(value: Value, axes: Any) -> Value:
+    return Value(tuple(value.ids[a] for a in axes), tuple(value.dead[a] for a in axes), value.const)
+
+
+def _transpose(walk: Walk, eqn: Any, value: Value) -> list[Value]:
+    return [_pick_axes(value, eqn.params["permutation"])]
+
+
+def _squeeze(walk: Walk, eqn: Any, value: Value) -> list[Value]:
+    gone = eqn.params["dimensions"]
+    for axis in gone:
+        walk.fix(settle(value.ids[axis]))
+    return [_pick_axes(value, [axis for axis in range(len(value.ids)) if axis not in gone])]
+
+
+def _rev(walk: Walk, eqn: Any, value: Value) -> list[Value]:
+    def turn(axes: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        return tuple(axis[::-1] if i in eqn.params["dimensions"] else axis for i, axis in enumerate(axes))
+
+    return [Value(turn(value.ids), turn(value.dead), value.const)]
+
+
+def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Split a reshape into the smallest runs of old and new axes with equal products, from the last axis on."""
+    blocks = []
+    i, j = len(old), len(new)
+    while i or j:
+        take, give = [], []
+        have = want = 1
+        if i:
+            i -= 1
+            take, have = [i], old[i]
+        if j:
+            j -= 1
+            give, want = [j], new[j]
+        while have != want:
+            if have < want:
+                i -= 1
+                take.insert(0, i)
+                have *= old[i]
+            else:
+                j -= 1
+                give.insert(0, j)
+                want *= new[j]
+        blocks.append((take, give))
+    return blocks
+
+
+def _reshape(walk: Walk, eqn: Any, value: Value, *_: Value) -> list[Value]:
+    new = eqn.outvars[0].aval.shape
+    ids = [np.full(n, FREE) for n in new]
+    dead = [unknown(n) for n in new]
+    if 0 in new:
+        return opaque(walk, eqn, value)
+    for take, give in _blocks(value.shape, new):
+        merged, held = _merge(walk, [value.ids[a] for a in take], [value.dead[a] for a in take])
+        if not give:
+            walk.fix(settle(merged))
+            continue
+        for axis, (own_ids, own_dead) in zip(give, _spread(walk, merged, held, [new[a] for a in give]), strict=True):
+            ids[axis], dead[axis] = own_ids, own_dead
+    return [Value(tuple(ids), tuple(dead), value.const)]
+
+
+def _merge(walk: Walk, ids: list[np.ndarray], dead: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """One axis out of several: the ids of the only live factor, repeated; all fixed where two factors are live."""
+    lengths = [len(axis) for axis in ids]
+    if not ids:
+        return np.full(1, FREE), unknown(1)
+    moving = [k for k, axis in enumerate(ids) if np.any(axis != FIXED)]
+    alive = [k for k in moving if live(ids[k])]
+    if len(alive) > 1:
+        for k in alive:
+            walk.fix(settle(ids[k]))
+    if len(alive) > 1 or not moving:
+        return np.full(math.prod(lengths), FIXED), unknown(math.prod(lengths))
+    k = alive[0] if alive else moving[0]
+    before, after = math.prod(lengths[:k]), math.prod(lengths[k + 1 :])
+    return np.tile(np.repeat(ids[k], after), before), np.tile(np.repeat(dead[k], after), before)
+
+
+def _spread(walk: Walk, ids: np.ndarray, dead: np.ndarray, lengths: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Several axes out of one: the axis along which alone the ids change, else equal offsets of the last are tied."""
+    grid = ids.reshape(lengths)
+
+    def result(k: int, own: np.ndarray, held: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        free = FREE if np.all(ids == FREE) else FIXED
+        return [(own, held) if i == k else (np.full(n, free), unknown(n)) for i, n in enumerate(lengths)]
+
+    for k in reversed(range(len(lengths))):
+        line = np.moveaxis(grid, k, -1).reshape(-1, lengths[k])
+        if np.all(line == line[0]):
+            return result(k, line[0], np.moveaxis(dead.reshape(lengths), k, -1).reshape(-1, lengths[k])[0])
+    rows = ids.reshape(-1, lengths[-1])
+    walk.tie(ids, len(rows), across=0)
+    held = dead.reshape(rows.shape)
+    return result(len(lengths) - 1, rows[0], np.where(np.all(held == held[0], axis=0), held[0], math.nan))
+
+
+def _concatenate(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
+    along = eqn.params["dimension"]
+    ids, dead = [], []
+    for axis in range(len(ins[0].ids)):
+        if axis == along:
+            ids.append(np.concatenate([settle(value.ids[axis]) for value in ins]))
+            dead.append(np.concatenate([value.dead[axis] for value in ins]))
+            continue
+        joined, held = ins[0].ids[axis], ins[0].dead[axis]
+        for value in ins[1:]:
+            joined = walk.unite(joined, value.ids[axis])
+            held = np.where(held == value.dead[axis], held, math.nan)
+        ids.append(joined)
+        dead.append(held)
+    return [Value(tuple(ids), tuple(dead))]
+
+
+def _cut_axis(walk: Walk, name: str, ids: np.ndarray, start: int, limit: int, stride: int) -> None:
+    """Keep a slice of a live axis meaningful in the narrower network, whose slice is taken at the same share of it.
+
+    Equal parts lose equal offsets and strides lose whole periods; with any other slice the axis is fixed.
+    """
+    n, taken = len(ids), limit - start
+    if not live(ids) or (taken == n and stride == 1):
+        return
+    if stride == 1 and n % taken == 0 and start % taken == 0:
+        walk.tie(ids, n // taken, across=0)
+    elif stride > 1 and n % stride == 0 and start < stride and limit > n - stride + start:
+        walk.tie(ids, n // stride, across=1)
+    else:
+        walk.fix(settle(ids))
+        walk.opaque[name] = None
+
+
+def _slice(walk: Walk, eqn: Any, value: Value) -> list[Value]:
+    starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
+    strides = eqn.params["strides"] or (1,) * len(starts)
+    for ids, *bounds in zip(value.ids, starts, limits, strides, strict=True):
+        _cut_axis(walk, "slice", ids, *bounds)
+    parts = [slice(*bounds) for bounds in zip(starts, limits, strides, strict=True)]
+    kept = tuple(axis[part] for axis, part in zip(value.ids, parts, strict=True))
+    return [Value(kept, tuple(axis[part] for axis, part in zip(value.dead, parts, strict=True)), value.const)]
+
+
+def _split(walk: Walk, eqn: Any, value: Value) -> list[Value]:
+    along, sizes = eqn.params["axis"], [int(size) for size in eqn.params["sizes"]]
+    ends = np.cumsum(sizes)
+    for start, end in zip(ends - sizes, ends, strict=True):
+        _cut_axis(walk, "split", value.ids[along], int(start), int(end), 1)
+
+    def part(axes: tuple[np.ndarray, ...], start: int, end: int) -> tuple[np.ndarray, ...]:
+        return tuple(axis[start:end] if i == along else axis for i, axis in enumerate(axes))
+
+    return [
+        Value(part(value.ids, start, end), part(value.dead, start, end), value.const)
+        for start, end in zip(ends - sizes, ends, strict=True)
+    ]
+
+
+def _pad(walk: Walk, eqn: Any, value: Value, filler: Value) -> list[Value]:
+    ids, dead = [], []
+    filled = any(max(amounts) > 0 for amounts in eqn.params["padding_config"])
+    for own, held, (low, high, inner) in zip(value.ids, value.dead, eqn.params["padding_config"], strict=True):
+        if filled:
+            held = np.where(held == filler.const, held, math.nan)
+        n = len(own) + low + high + inner * max(len(own) - 1, 0)
+        if (low, high, inner) == (0, 0, 0):
+            ids.append(own)
+            dead.append(held)
+        elif live(own) and min(low, high) >= 0 and inner == 0:
+            ids.append(np.concatenate([np.full(low, FIXED), settle(own), np.full(high, FIXED)]))
+            dead.append(np.concatenate([unknown(low), held, unknown(high)]))
+        else:
+            ids.append(np.full(n, FIXED))
+            dead.append(unknown(n))
+            if live(own):
+                walk.fix(settle(own))
+                walk.opaque["pad"] = None
+    return [Value(tuple(ids), tuple(dead))]
+
+
+def _gather(walk: Walk, eqn: Any, value: Value, indices: Value) -> list[Value]:
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    batching = getattr(numbers, "operand_batching_dims", ())
+    offsets = [a for a in range(len(value.ids)) if a not in numbers.collapsed_slice_dims and a not in batching]
+    whole = {a for a in offsets if sizes[a] == len(value.ids[a]) and a not in numbers.start_index_map}
+    fix_axes(walk, "gather", value, [a for a in range(len(value.ids)) if a not in whole])
+    fix_axes(walk, "gather", indices, range(len(indices.ids)))
+    out = walk.fixed(eqn.outvars[0].aval.shape)
+    ids, dead = list(out.ids), list(out.dead)
+    for axis, place in zip(offsets, numbers.offset_dims, strict=True):
+        if axis in whole:
+            ids[place], dead[place] = value.ids[axis], value.dead[axis]
+    return [Value(tuple(ids), tuple(dead))]
+
+
+def _dynamic_slice(walk: Walk, eqn: Any, value: Value, *_: Value) -> list[Value]:
+    sizes = eqn.params["slice_sizes"]
+    cut = [axis for axis, n in enumerate(sizes) if n != len(value.ids[axis])]
+    fix_axes(walk, "dynamic_slice", value, cut)
+    ids = tuple(np.full(n, FIXED) if a in cut else value.ids[a] for a, n in enumerate(sizes))
+    return [Value(ids, tuple(unknown(n) if a in cut else value.dead[a] for a, n in enumerate(sizes)), value.const)]
+
+
+AXES: dict[str, Rule] = {
+    "broadcast_in_dim": _broadcast_in_dim,
+    "concatenate": _concatenate,
+    "dynamic_slice": _dynamic_slice,
+    "gather": _gather,
+    "optimization_barrier": _pass,
+    "pad": _pad,
+    "reshape": _reshape,
+    "rev": _rev,
+    "slice": _slice,
+    "split": _split,
+    "squeeze": _squeeze,
+    "transpose": _transpose,
+}

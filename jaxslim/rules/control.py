@@ -1,0 +1,80 @@
+"""Programs inside the program: calls, loops, branches."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxslim.rules.walk import CALLS, FIXED, Rule, Value, Walk, opaque, settle, unknown
+
+
+def _call(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if name in eqn.params:
+            return walk.follow(eqn.params[name], list(ins))
+    return opaque(walk, eqn, *ins)
+
+
+def _join(walk: Walk, one: Value, other: Value) -> Value:
+    """The value that is either of two: tied, and known for dropped channels where both agree."""
+    ids = tuple(walk.unite(a, b) for a, b in zip(one.ids, other.ids, strict=True))
+    dead = tuple(np.where(a == b, a, math.nan) for a, b in zip(one.dead, other.dead, strict=True))
+    return Value(ids, dead, one.const if one.const == other.const else math.nan)
+
+
+def _loop(walk: Walk, body: Callable[[list[Value]], list[Value]], start: list[Value]) -> list[Value]:
+    """Follow a loop's carry to a fixed point; the ids are tied once, the held values settle in a few rounds."""
+    carry = [_join(walk, Value(tuple(map(walk.fresh, value.shape)), value.dead, value.const), value) for value in start]
+    while True:
+        after = [_join(walk, old, new) for old, new in zip(carry, body(carry), strict=True)]
+        if all(map(_same_held, carry, after)):
+            return after
+        carry = after
+
+
+def _same_held(one: Value, other: Value) -> bool:
+    held, after = (np.concatenate([*value.dead, [value.const]]) for value in (one, other))
+    return np.array_equal(held, after, equal_nan=True)
+
+
+def _scan(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
+    n_consts, n_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, start, scanned = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
+    slices = []
+    for value in scanned:
+        walk.fix(settle(value.ids[0]))
+        dead = value.dead[1:]
+        if value.leaf is not None and len(value.ids) == 2:
+            dead = (np.zeros(len(value.ids[1])),)
+        slices.append(Value(value.ids[1:], dead, value.const, value.leaf))
+    stacked: list[Value] = []
+
+    def body(carry: list[Value]) -> list[Value]:
+        nonlocal stacked
+        outs = walk.follow(eqn.params["jaxpr"], [*consts, *carry, *slices])
+        stacked = outs[n_carry:]
+        return outs[:n_carry]
+
+    carry = _loop(walk, body, list(start))
+    n = eqn.params["length"]
+    rows = [Value((np.full(n, FIXED), *v.ids), (unknown(n), *v.dead), v.const) for v in stacked]
+    return [*carry, *rows]
+
+
+def _while(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
+    n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    cond_consts, body_consts, start = ins[:n_cond], ins[n_cond : n_cond + n_body], ins[n_cond + n_body :]
+    carry = _loop(walk, lambda c: walk.follow(eqn.params["body_jaxpr"], [*body_consts, *c]), list(start))
+    walk.follow(eqn.params["cond_jaxpr"], [*cond_consts, *carry])
+    return carry
+
+
+def _cond(walk: Walk, eqn: Any, _: Value, *ins: Value) -> list[Value]:
+    outs, *others = [walk.follow(branch, list(ins)) for branch in eqn.params["branches"]]
+    for other in others:
+        outs = [_join(walk, a, b) for a, b in zip(outs, other, strict=True)]
+    return outs
+
+
+CONTROL: dict[str, Rule] = {**dict.fromkeys(CALLS, _call), "cond": _cond, "scan": _scan, "while": _while}
