@@ -1,0 +1,161 @@
+"""Images to train on: loading with a cache of decoded images, and augmentation and normalisation on the device."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+
+from jaxslim import archives, sources
+from jaxslim.errors import InputError
+from jaxslim.sources import Dataset
+
+__all__ = ["Dataset", "augment", "hold_out", "load", "normalise"]
+
+CACHE_VERSION = 1  # raise it when the same source would decode to other pixels
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".gz")
+
+log = logging.getLogger(__name__)
+
+
+def load(dataset: str, *, data_dir: str | None = None, image_size: int = 32, channels: int = 3) -> Dataset:
+    """The data set called `dataset`, as uint8 images of image_size x image_size x channels and int32 labels.
+
+    An existing path wins over a name. Decoded TFDS data sets, folders and CIFAR archives are kept in
+    `$XDG_CACHE_HOME/jaxslim/data` (else `~/.cache`); deleting that folder is always safe.
+
+    Args:
+      dataset: `digits`, a TFDS name such as `cifar10`, or the path of an image folder (`train/CLASS/*.png`,
+        `test/CLASS/*.png`), of an .npz (`train_images`, `train_labels`, `test_images`, `test_labels`), or of a CIFAR
+        binary archive or the folder extracted from it.
+      data_dir: where TFDS keeps its data sets; without it the variable TFDS_DATA_DIR, then `~/tensorflow_datasets`.
+      image_size: height and width in pixels that images are resized to.
+      channels: 3 repeats grey images, 1 turns colour into luminance.
+
+    Raises:
+      InputError: there is no such data set, or it is damaged or not of the form above.
+    """
+    if image_size < 1 or channels not in (1, 3):
+        raise InputError(
+            f"image_size is {image_size} and channels {channels}; give at least 1 pixel, and 1 or 3 channels."
+        )
+    source = _find(dataset, data_dir)
+    if source.identity is None:
+        return source.read(image_size, channels)._replace(name=dataset)
+    key = json.dumps([CACHE_VERSION, source.identity, image_size, channels])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxslim" / "data"
+    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+    try:
+        return archives.read_npz(path, image_size, channels)._replace(name=dataset)
+    except InputError:  # absent or damaged
+        data = source.read(image_size, channels)._replace(name=dataset)
+    _store(path, data)
+    return data
+
+
+def _find(dataset: str, data_dir: str | None) -> sources.Source:
+    if not dataset:
+        raise InputError("The name of the data set is empty; give a name such as cifar10 or digits, or a path.")
+    path = Path(os.path.expanduser(dataset))
+    if os.path.isdir(path):
+        return archives.cifar(path) if archives.is_cifar_folder(path) else sources.folder(path)
+    is_archive = path.name.endswith(ARCHIVE_SUFFIXES)
+    if os.path.exists(path):
+        if path.suffix == ".npz":
+            return archives.npz(path)
+        if is_archive:
+            return archives.cifar(path)
+        raise InputError(
+            f"{dataset} is no data set; give an image folder, an .npz or a CIFAR binary archive (.tar.gz)."
+        )
+    if os.path.isabs(path) or dataset.startswith((".", "~")) or path.suffix == ".npz" or is_archive:
+        raise InputError(f"There is no file or folder {dataset}; check the path.")
+    if dataset == "digits":
+        return sources.digits()
+    from jaxslim import tfds  # costs a third of a second
+
+    return tfds.find(dataset, data_dir)
+
+
+def _store(path: Path, data: Dataset) -> None:
+    """Write `data` to `path` at once or not at all; a cache that cannot be written only costs time."""
+    temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")
+    arrays = {name: value for name, value in data._asdict().items() if name != "name"}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        temporary.replace(path)
+    except OSError as error:
+        log.warning("Cannot cache decoded images in %s (%s); they will be decoded again next time.", path.parent, error)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, np.ndarray, np.ndarray]:
+    """Set aside a random `share` of the training set, the same one for the same seed.
+
+    Returns:
+      `data` with the smaller training set, the held-out images (n, h, w, c) and their labels (n,).
+
+    Raises:
+      InputError: the share leaves no image on one of the two sides.
+    """
+    total = len(data.train_labels)
+    count = round(total * share) if 0 < share < 1 else 0
+    if not 0 < count < total:
+        raise InputError(f"A holdout of {share} of {total} images leaves none on one side; give a share such as 0.1.")
+    held = np.zeros(total, bool)
+    held[np.random.default_rng(seed).permutation(total)[:count]] = True
+    rest = data._replace(train_images=data.train_images[~held], train_labels=data.train_labels[~held])
+    return rest, data.train_images[held], data.train_labels[held]
+
+
+def augment(images: jax.Array, key: jax.Array, *, pad: int, flip: bool) -> jax.Array:
+    """Shift each image by up to `pad` pixels, black moving in, and mirror half of them if `flip`; for use inside `jit`.
+
+    Args:
+      images: uint8 (n, height, width, channels).
+      key: fixes the draws, for one device and for a batch sharded over many alike.
+
+    Returns:
+      uint8 (n, height, width, channels).
+    """
+    crop_key, flip_key = jax.random.split(key)
+    if pad:
+        offsets = jax.random.randint(crop_key, (len(images), 2), 0, 2 * pad + 1)
+        padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        shape = images.shape[1:]
+        images = jax.vmap(lambda image, at: lax.dynamic_slice(image, (at[0], at[1], 0), shape))(padded, offsets)
+    if flip:
+        mirrored = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+        images = jnp.where(mirrored, images[:, :, ::-1], images)
+    return images
+
+
+def normalise(
+    images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    r"""Standardise pixels, $(x / 255 - \mu) / \sigma$ by channel, computed in float32.
+
+    Args:
+      images: uint8 (n, height, width, channels).
+      mean: of pixels in [0, 1], one number a channel.
+      std: likewise.
+
+    Returns:
+      (n, height, width, channels) of the given dtype.
+    """
+    shape = (1, 1, 1, images.shape[3])
+    mean_array, std_array = (jnp.asarray(value, jnp.float32).reshape(shape) for value in (mean, std))
+    return ((images.astype(jnp.float32) / 255 - mean_array) / std_array).astype(dtype)

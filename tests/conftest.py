@@ -1,0 +1,21 @@
+"""Strict settings for every test: the CPU, 32 bits, no rank promotion, no files in the user's home."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_ENABLE_X64"] = "0"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxslim-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+from hypothesis import HealthCheck, settings
+
+# `HYPOTHESIS_PROFILE=thorough` draws new and many more examples than the few fixed ones of an ordinary run.
+_slow = (HealthCheck.too_slow, HealthCheck.data_too_large)
+settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True, suppress_health_check=_slow)
+settings.register_profile("thorough", max_examples=1000, deadline=None, suppress_health_check=_slow)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
