@@ -1,0 +1,262 @@
+"""Checkpoints that describe themselves; the only file that knows orbax.
+
+A checkpoint is a folder with the items `variables` (arrays), `meta` (JSON) and, in a training run, `optimizer`. A run
+is a folder with `checkpoints/EPOCH` in it; the names RUN/latest and RUN/best stand for two of these.
+"""
+
+import dataclasses
+import datetime
+import gc
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from jaxslim.errors import InputError
+from jaxslim.models import VGG
+
+FORMAT = 1
+_PACKAGES = ("jaxslim", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_MODULES = {f"{VGG.__module__}.{VGG.__qualname__}": VGG}
+
+
+class Loaded(NamedTuple):
+    """What a checkpoint holds."""
+
+    module: Any
+    """The Linen module, with its widths."""
+    variables: Any
+    """Its `params` and `batch_stats`."""
+    meta: dict[str, Any]
+    """JSON values: kind (dense, sparse, pruned, fine-tuned), config, metrics, epoch, versions, ..."""
+
+
+def save(path: str | Path, module: Any, variables: Any, meta: Mapping[str, Any] | None = None) -> Path:
+    """Write a checkpoint to a new folder, whole or not at all.
+
+    Args:
+      path: folder to make.
+      module: Linen module; its fields are numbers, strings, dtypes or tuples of them.
+      variables: nested dicts of arrays, as `module.init` returns them.
+      meta: JSON values to keep along; `load` gives them back.
+
+    Returns:
+      The absolute path.
+
+    Raises:
+      InputError: the folder exists, or the module or variables cannot be described.
+    """
+    path = Path(path).absolute()
+    if path.exists():
+        raise InputError(f"{path} exists already and checkpoints are never overwritten; choose another folder.")
+    described = describe(module, variables, meta)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(path, args=_items(variables, described))
+    return path
+
+
+def load(path: str | Path, module_type: type | None = None) -> Loaded:
+    """Read a checkpoint in a fresh process, with nothing else known.
+
+    Args:
+      path: folder of a checkpoint, RUN/latest, RUN/best, or a run, which stands for its latest checkpoint.
+      module_type: class of the module, needed where jaxslim does not provide it.
+
+    Raises:
+      InputError: there is no checkpoint, it is of another kind, or damaged.
+    """
+    path = find(path)
+    meta = read_meta(path)
+    module = _module(meta, module_type)
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target: dict[str, Any] = {}
+    for name, (shape, dtype) in meta["variables"].items():
+        *parents, last = name.split("/")
+        inner = target
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype), sharding=sharding)
+    return Loaded(module, _restore(path, variables=ocp.args.StandardRestore(target)).variables, meta)
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint folder that `path` means.
+
+    Raises:
+      InputError: there is none; the message lists what is there.
+    """
+    path = Path(path).absolute()
+    if _is_checkpoint(path):
+        return path
+    for run, wanted in ((path, "latest"), (path.parent, path.name)):
+        epochs = finished(run)
+        if epochs and wanted == "latest":
+            return _epoch_folder(run, epochs[-1])
+        if epochs and wanted == "best":
+            return _epoch_folder(
+                run, max(epochs, key=lambda epoch: (selection(read_meta(_epoch_folder(run, epoch))), epoch))
+            )
+    if not path.exists():
+        raise InputError(f"There is no checkpoint {path}; check the path.")
+    raise InputError(
+        f"{path} is not a checkpoint of jaxslim (no meta and variables in it) and not a run that has saved one; "
+        "give a folder that jaxslim.train or jaxslim.prune made."
+    )
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint folder."""
+    meta = _restore(path, meta=ocp.args.JsonRestore()).meta
+    if not isinstance(meta, dict) or not {"format", "module", "variables"} <= meta.keys():
+        raise InputError(f"{path} is not a checkpoint of jaxslim; give a folder that jaxslim made.")
+    if meta["format"] > FORMAT:
+        raise InputError(f"{path} was written by a newer jaxslim (format {meta['format']}); update jaxslim.")
+    return meta
+
+
+def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON part of a checkpoint: `meta`, and what it takes to build the module and read the arrays."""
+    shapes = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
+        if not all(isinstance(key, jax.tree_util.DictKey) and "/" not in str(key.key) for key in path):
+            raise InputError("A checkpoint holds nested dicts of arrays; convert the variables to dicts first.")
+        shapes["/".join(str(key.key) for key in path)] = [list(leaf.shape), str(leaf.dtype)]
+    return {
+        **(meta or {}),
+        "format": FORMAT,
+        "module": {"type": f"{type(module).__module__}.{type(module).__qualname__}", "fields": _fields(module)},
+        "variables": shapes,
+        "versions": {name: metadata.version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def finished(run: Path) -> list[int]:
+    """Epochs that the run in folder `run` has whole checkpoints of, in order."""
+    folder = run / "checkpoints"
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit() and _is_checkpoint(folder / name))
+
+
+def selection(meta: Mapping[str, Any]) -> float:
+    """The accuracy that `best` is chosen by: on images held out of the training set, if any, else on the test set."""
+    metrics = meta["metrics"]
+    return metrics.get("holdout_accuracy", metrics["accuracy"])
+
+
+class Saver:
+    """Saves the checkpoints of a run in the background and keeps the latest two and the best."""
+
+    def __init__(self, run: Path) -> None:
+        keep = preservation_policy.AnyPreservationPolicy(
+            [
+                preservation_policy.LatestN(n=2),
+                preservation_policy.BestN(n=1, get_metric_fn=lambda metrics: metrics["selection"]),
+            ]
+        )
+        folder = (run / "checkpoints").absolute()
+        # Orbax moves what is to go into this folder in one rename, so that no half-deleted checkpoint is ever listed.
+        self._deleted = folder / "deleted"
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep, cleanup_tmp_directories=True, todelete_subdir=self._deleted.name
+        )
+        self._manager = ocp.CheckpointManager(folder, options=options)
+
+    def save(self, epoch: int, variables: Any, optimizer: Any, meta: Mapping[str, Any]) -> None:
+        """Start writing the checkpoint of `epoch`; `meta` is of `describe`. Waits for the one before it."""
+        self._wait()
+        leaves = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(optimizer))}
+        args = _items(variables, meta, optimizer=ocp.args.StandardSave(leaves))
+        self._manager.save(epoch, args=args, metrics={"selection": selection(meta)})
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        self._wait()
+        self._manager.close()
+
+    def _wait(self) -> None:
+        self._manager.wait_until_finished()
+        shutil.rmtree(self._deleted, ignore_errors=True)
+
+
+def restore_optimizer(path: Path, like: Any) -> Any:
+    """Optimizer state of a run's checkpoint, in the structure, shapes and shardings of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    target = {str(number): leaf for number, leaf in enumerate(leaves)}
+    restored = _restore(path, optimizer=ocp.args.StandardRestore(target)).optimizer
+    return jax.tree.unflatten(structure, [restored[str(number)] for number in range(len(leaves))])
+
+
+def _items(variables: Any, meta: Mapping[str, Any], **more: Any) -> Any:
+    return ocp.args.Composite(variables=ocp.args.StandardSave(variables), meta=ocp.args.JsonSave(dict(meta)), **more)
+
+
+def _restore(path: Path, **items: Any) -> Any:
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path, args=ocp.args.Composite(**items))
+    except Exception as error:  # orbax and its storage raise many unrelated types for damaged files
+        reason = [*str(error).strip().splitlines(), type(error).__name__][0][:200]
+    _forget_unread_arrays()
+    raise InputError(
+        f"{path} is damaged: its {next(iter(items))} cannot be read ({reason}). Take another checkpoint of the run."
+    )
+
+
+def _forget_unread_arrays() -> None:
+    """Collect the reads that orbax gave up on now, unheard: Python would print a traceback for each later."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    gc.collect()
+    sys.unraisablehook = hook
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / "meta").is_dir() and (path / "variables").is_dir()
+
+
+def _epoch_folder(run: Path, epoch: int) -> Path:
+    return run / "checkpoints" / str(epoch)
+
+
+def _fields(module: Any) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(module) if field.init and field.name not in ("parent", "name")]
+    return {name: _encode(name, getattr(module, name)) for name in names}
+
+
+def _encode(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        return [_encode(name, item) for item in value]
+    try:
+        return {"dtype": np.dtype(value).name}
+    except TypeError:
+        raise InputError(
+            f"The module's field {name} holds {value!r}, which a checkpoint cannot describe; "
+            "use numbers, strings, dtypes and tuples."
+        ) from None
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(item) for item in value)
+    return np.dtype(value["dtype"]) if isinstance(value, dict) else value
+
+
+def _module(meta: Mapping[str, Any], module_type: type | None) -> Any:
+    name = meta["module"]["type"]
+    build: Callable[..., Any] | None = module_type or _MODULES.get(name)
+    if build is None:
+        raise InputError(f"The checkpoint holds a {name}; pass its class: load(path, module_type=...).")
+    try:
+        return build(**{field: _decode(value) for field, value in meta["module"]["fields"].items()})
+    except TypeError as error:
+        raise InputError(f"The checkpoint's {name} cannot be built from its fields: {error}.") from error

@@ -1,0 +1,61 @@
+"""What the commands share: reading arguments, and turning errors into one message and an exit code."""
+
+import importlib.util
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxslim.config import TrainConfig
+from jaxslim.errors import DivergedError, InputError
+
+
+def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
+    """Call `main(arguments)` and exit: 0, 2 for unusable input, 1 for a run that diverged, 130 for Ctrl-C."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="orbax")
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+    except InputError as error:
+        _fail(str(error), 2)
+    except DivergedError as error:
+        _fail(str(error), 1)
+    except BrokenPipeError:  # the reader, head for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}. Check that the place exists, can be written and has room.", 2)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command continues from the latest checkpoint.", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"jaxslim: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def load_config(path: str) -> TrainConfig:
+    """The `config` that a Python file defines.
+
+    Raises:
+      InputError: there is no such file, it does not run, or holds no TrainConfig called `config`.
+    """
+    file = Path(path)
+    if not file.is_file() or file.suffix != ".py":
+        raise InputError(f"There is no config file {path}; give a Python file such as configs/cifar10_sparse.py.")
+    spec = importlib.util.spec_from_file_location("jaxslim_config", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    config = getattr(module, "config", None)
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"{path} defines no config; end it with `config = TrainConfig(...)`.")
+    return config

@@ -1,0 +1,104 @@
+"""Measure a checkpoint: `python -m jaxslim.evaluate CHECKPOINT`."""
+
+import dataclasses
+import time
+from typing import Any
+
+import tyro
+
+from jaxslim.cli import run
+from jaxslim.config import TrainConfig
+from jaxslim.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Print accuracy, loss, parameters, MACs and latency of a checkpoint's network."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """Folder of a checkpoint, RUN/best, RUN/latest, or a run, which stands for its latest."""
+    dataset: str | None = None
+    """Data set to evaluate on; the one that it was trained on if not given."""
+    data_dir: str | None = None
+    """Where TFDS keeps its data sets."""
+    batch_size: int = 500
+    """Images a batch."""
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    options = tyro.cli(Options, args=argv, prog="python -m jaxslim.evaluate")
+    if options.batch_size < 1:
+        raise InputError(f"batch_size is {options.batch_size}; it must be at least 1.")
+    import jax
+    from rich.console import Console
+
+    from jaxslim import checkpoint, data, steps
+    from jaxslim.cost import count
+
+    path = checkpoint.find(options.checkpoint)
+    loaded = checkpoint.load(path)
+    config = training_config(loaded.meta, dataset=options.dataset, data_dir=options.data_dir)
+    config = dataclasses.replace(config, eval_batch_size=options.batch_size)
+    images = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)
+    check_classes(loaded, images, options.checkpoint)
+    evaluate = steps.evaluator(config, loaded.module, steps.device_mesh(), images.test_images, images.test_labels)
+    result = evaluate(loaded.variables)
+    cost = count(loaded.module.apply, loaded.variables, images.test_images)
+    device = jax.devices()[0]
+    lines = (
+        f"checkpoint  {path} ({loaded.meta.get('kind', 'unknown kind')})",
+        f"network     {type(loaded.module).__name__} {list(getattr(loaded.module, 'widths', []))}",
+        f"accuracy    {result.accuracy:.2%} on {len(images.test_labels)} test images of {images.name}",
+        f"loss        {result.loss:.4f}",
+        f"parameters  {cost.params:,}",
+        f"MACs        {cost.macs:,} multiply-accumulates an image",
+        *(
+            f"latency     {seconds * 1e3:.2f} ms for {n} image(s) (median of 20, {device.device_kind})"
+            for n, seconds in latencies(loaded.module, loaded.variables, images.test_images.shape[1:])
+        ),
+    )
+    for line in lines:
+        Console().print(line, highlight=False, soft_wrap=True)
+
+
+def training_config(meta: dict[str, Any], **changes: Any) -> TrainConfig:
+    """The configuration that a checkpoint was trained with, with the changes that are not None."""
+    try:
+        return TrainConfig(
+            **{**meta["config"], **{name: value for name, value in changes.items() if value is not None}}
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"The checkpoint names no training configuration ({error}); jaxslim.train writes one."
+        ) from None
+
+
+def check_classes(loaded: Any, images: Any, path: str) -> None:
+    """Refuse a data set with other classes than the network tells apart."""
+    if loaded.module.num_classes != len(images.class_names):
+        raise InputError(
+            f"{path} tells {loaded.module.num_classes} classes apart and {images.name} has "
+            f"{len(images.class_names)}; give the data set it was trained on with --dataset."
+        )
+
+
+def latencies(module: Any, variables: Any, shape: tuple[int, ...], batches: tuple[int, ...] = (1, 64)) -> Any:
+    """Median seconds of 20 runs after a warm-up, for each batch size."""
+    import jax
+    import numpy as np
+
+    apply = jax.jit(module.apply)
+    for batch in batches:
+        images = jax.numpy.zeros((batch, *shape))
+        jax.block_until_ready(apply(variables, images))
+        times = []
+        for _ in range(20):
+            started = time.perf_counter()
+            jax.block_until_ready(apply(variables, images))
+            times.append(time.perf_counter() - started)
+        yield batch, float(np.median(times))
+
+
+if __name__ == "__main__":
+    run(main)

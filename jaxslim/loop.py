@@ -1,0 +1,225 @@
+"""The training loop, top to bottom."""
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxslim import checkpoint, data, models, steps
+from jaxslim.config import TrainConfig
+from jaxslim.errors import DivergedError, InputError
+from jaxslim.files import write_whole
+from jaxslim.progress import Progress
+from jaxslim.sparsity import bn_scale_mask
+
+_PLACES = ("name", "workdir", "data_dir", "tensorboard")  # what may differ when a run is continued
+
+
+class Trained(NamedTuple):
+    """What a finished run leaves."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    """Of the last epoch."""
+    best: dict[str, Any]
+    """Of the epoch of `best`."""
+
+
+def train(config: TrainConfig) -> Trained:
+    """Train what `config` says, or go on where its run stopped; a finished run is left as it is.
+
+    Raises:
+      InputError: the configuration, data, starting checkpoint or folder cannot be used.
+      DivergedError: the loss is not finite any more; earlier checkpoints stay.
+    """
+    folder = Path(config.folder).absolute()
+    check_folder(folder, config)
+    if (done := checkpoint.finished(folder)) and done[-1] >= config.epochs:
+        print(f"{folder} has all its {config.epochs} epochs.", flush=True)
+        return _result(folder)
+
+    source = checkpoint.load(config.init_from) if config.init_from else None
+    images = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)
+    held_out = None
+    if config.holdout:
+        images, *held_out = data.hold_out(images, config.holdout, config.seed)
+    mesh = steps.device_mesh()
+    steps.check_batches(config, len(images.train_labels), mesh)
+    module, variables = _network(config, source, len(images.class_names))
+
+    everywhere, split = steps.shardings(mesh)
+    steps_per_epoch = len(images.train_labels) // config.batch_size
+    rate = steps.learning_rates(config, steps_per_epoch)
+    scale_mask = bn_scale_mask(variables)
+    tx = steps.optimizer(config, rate, scale_mask)
+    state = steps.TrainState(jnp.zeros((), jnp.int32), variables, jax.jit(tx.init)(variables["params"]))
+    state = jax.device_put(state, everywhere)
+    train_images, train_labels = jax.device_put((images.train_images, images.train_labels), everywhere)
+    step = steps.train_step(config, module, tx, mesh)
+    test = steps.evaluator(config, module, mesh, images.test_images, images.test_labels)
+    choose = steps.evaluator(config, module, mesh, *held_out) if held_out else None
+
+    claim(folder, config)
+    if done:
+        latest = checkpoint.find(folder)
+        restored = jax.device_put(checkpoint.load(latest, type(module)).variables, everywhere)
+        moments = checkpoint.restore_optimizer(latest, state.optimizer)
+        state = steps.TrainState(jnp.asarray(done[-1] * steps_per_epoch, jnp.int32), restored, moments)
+        state = jax.device_put(state, everywhere)
+    first = done[-1] if done else 0
+    metrics_file = folder / "metrics.jsonl"
+    keep_rows(metrics_file, first)
+    lineage: dict[str, Any] = {
+        "kind": _kind(config),
+        "config": dataclasses.asdict(config),
+        "parent": _parent(config, source),
+    }
+    lineage |= {"class_names": list(images.class_names), "image_shape": list(images.train_images.shape[1:])}
+
+    saver = checkpoint.Saver(folder)
+    writer = _tensorboard(folder) if config.tensorboard else None
+    augment_key = jax.random.key(config.seed + 1)
+    last_finite = math.nan
+    with Progress(config.name, config.epochs, first, steps_per_epoch) as progress:
+        for epoch in range(first + 1, config.epochs + 1):
+            started = time.perf_counter()
+            totals = []
+            order = steps.order(config.seed, epoch, len(images.train_labels), config.batch_size)
+            for number, chosen in enumerate(order, start=(epoch - 1) * steps_per_epoch):
+                key = jax.random.fold_in(augment_key, number)
+                state, sums = step(state, train_images, train_labels, jax.device_put(chosen, split), key)
+                totals.append(sums)
+                jax.block_until_ready(totals[max(len(totals) - 3, 0)])  # so that the progress shown has happened
+                progress.advance()
+            seen = order.size
+            loss, correct = (float(np.sum(jax.device_get(column))) for column in zip(*totals, strict=True))
+            seconds = time.perf_counter() - started
+            current_rate = float(rate((epoch - 1) * steps_per_epoch))
+            if not math.isfinite(loss):
+                saver.close()
+                raise DivergedError(
+                    f"The loss became {loss / seen} in epoch {epoch} at learning rate {current_rate:g} (last finite "
+                    f"loss {last_finite:.4f}); lower --learning-rate. {_standing(folder)}"
+                )
+            last_finite = loss / seen
+            row = {
+                "epoch": epoch,
+                "step": epoch * steps_per_epoch,
+                "loss": loss / seen,
+                "train_accuracy": correct / seen,
+                "learning_rate": current_rate,
+                **_scales(state.variables["params"], scale_mask),
+                "accuracy": test(state.variables).accuracy,
+                **({"holdout_accuracy": choose(state.variables).accuracy} if choose else {}),
+                "images_per_second": seen / seconds,
+            }
+            with metrics_file.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            meta = checkpoint.describe(module, state.variables, {**lineage, "metrics": row, "epoch": epoch})
+            saver.save(epoch, state.variables, state.optimizer, meta)
+            if writer:
+                for name, value in row.items():
+                    writer.add_scalar(name, value, epoch)
+            progress.finish_epoch(row)
+    saver.close()
+    if writer:
+        writer.close()
+    result = _result(folder)
+    chosen_on = "images held out of the training set" if config.holdout else "the test set, as in the reference"
+    print(
+        f"{config.name}: accuracy {result.metrics['accuracy']:.2%} after epoch {config.epochs}; best "
+        f"{result.best['accuracy']:.2%} after epoch {result.best['epoch']}, chosen on {chosen_on}. "
+        f"Checkpoints: {folder}/latest, {folder}/best",
+        flush=True,
+    )
+    return result
+
+
+def check_folder(folder: Path, config: TrainConfig) -> None:
+    """Refuse a folder that holds something other than this run.
+
+    Raises:
+      InputError: another configuration's run, or other files.
+    """
+    file = folder / "config.json"
+    if not file.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} holds other files and no run; choose another --workdir.")
+        return
+    try:
+        there = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file} is not readable ({error}); choose another --workdir.") from None
+    mine = json.loads(json.dumps(dataclasses.asdict(config)))
+    differ = [name for name in mine if name not in _PLACES and there.get(name) != mine[name]]
+    if differ:
+        what = ", ".join(f"{name} {there.get(name)} there, {mine[name]} here" for name in differ)
+        raise InputError(f"{folder} holds another run ({what}); choose another --workdir or --name.")
+
+
+def claim(folder: Path, config: TrainConfig) -> None:
+    """Write down whose run the folder is."""
+    write_whole(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def keep_rows(file: Path, epochs: int) -> None:
+    """Drop the rows of epochs whose checkpoint was lost; they will be trained again."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    write_whole(file, "".join(line + "\n" for line in lines[:epochs]))
+
+
+def _network(config: TrainConfig, source: checkpoint.Loaded | None, num_classes: int) -> tuple[Any, Any]:
+    dtype = jnp.dtype(config.dtype)
+    if source is not None:
+        if source.module.num_classes != num_classes:
+            raise InputError(
+                f"{config.init_from} tells {source.module.num_classes} classes apart and {config.dataset} has "
+                f"{num_classes}; start from a checkpoint of the same data set."
+            )
+        return source.module.clone(dtype=dtype), source.variables
+    module = models.VGG(config.widths or models.WIDTHS[config.model], num_classes, dtype)
+    image = jnp.zeros((1, config.image_size, config.image_size, config.channels))
+    return module, jax.jit(module.init)(jax.random.key(config.seed), image)
+
+
+def _kind(config: TrainConfig) -> str:
+    if config.init_from:
+        return "fine-tuned"
+    return "sparse" if config.l1 else "dense"
+
+
+def _parent(config: TrainConfig, source: checkpoint.Loaded | None) -> dict[str, Any] | None:
+    if source is None:
+        return None
+    return {"path": config.init_from, **{name: source.meta.get(name) for name in ("kind", "epoch", "metrics", "plan")}}
+
+
+def _scales(params: Any, mask: Any) -> dict[str, float]:
+    """Sum of |BatchNorm scale| and the share of scales under 1e-2."""
+    chosen = jax.tree.map(lambda use, p: p if use else None, mask, params)
+    scales = np.abs(np.concatenate([np.ravel(leaf) for leaf in jax.device_get(jax.tree.leaves(chosen))]))
+    return {"l1": float(scales.sum()), "small_scales": float((scales < 1e-2).mean())}
+
+
+def _standing(folder: Path) -> str:
+    done = checkpoint.finished(folder)
+    return f"The checkpoint of epoch {done[-1]} stays the latest." if done else "No checkpoint was saved."
+
+
+def _result(folder: Path) -> Trained:
+    latest, best = (checkpoint.read_meta(checkpoint.find(folder / name))["metrics"] for name in ("latest", "best"))
+    return Trained(folder, latest, best)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise InputError('--tensorboard needs tensorboardX: pip install "jaxslim[tensorboard]".') from None
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,158 @@
+"""Accuracy and size of a trained network against the share of channels cut: the reference's second and third tables."""
+
+import dataclasses
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxslim import data, steps
+from jaxslim.channels import trace
+from jaxslim.checkpoint import Loaded, load
+from jaxslim.config import TrainConfig
+from jaxslim.cost import count
+from jaxslim.errors import InputError
+from jaxslim.evaluate import check_classes, training_config
+from jaxslim.loop import train
+from jaxslim.prune import Pruned, cut, difference, resized, save_cut, zero
+from jaxslim.report import Report, SweepRow
+from jaxslim.selection import Plan, plan
+from jaxslim.sparsity import bn_scales
+
+RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+class Cut(NamedTuple):
+    """One ratio: its row of the table, and the network."""
+
+    row: SweepRow
+    pruned: Pruned
+
+
+def sweep(
+    loaded: Loaded,
+    config: TrainConfig,
+    images: data.Dataset,
+    ratios: Sequence[float] = RATIOS,
+    *,
+    verify: bool = False,
+    min_channels: int = 1,
+) -> Iterator[Cut]:
+    """Cut `loaded` at each ratio and measure the accuracy on the test images, without fine-tuning.
+
+    The full network with the channels at zero stands in for the cut one, so that all ratios share one compiled
+    evaluation; a network with inexact units, where the two differ, is evaluated cut.
+
+    Args:
+      loaded: of `checkpoint.load`.
+      config: for normalisation and the batch size of evaluation.
+      images: with test images.
+      ratios: shares of the channels, each in [0, 1).
+      verify: evaluate every really cut network too, and the difference of the logits.
+      min_channels: of `plan`.
+
+    Yields:
+      A `Cut` for each ratio, in the order given.
+
+    Raises:
+      InputError: as `plan`.
+    """
+    if not ratios or len(set(ratios)) != len(ratios):
+        raise InputError(f"The ratios are {list(ratios)}; give at least one, each once, for example 0 0.5 0.7.")
+    module, variables = loaded.module, loaded.variables
+    mesh = steps.device_mesh()
+    sample = jax.random.normal(jax.random.key(0), (64, *images.test_images.shape[1:]))
+    graph, scores = trace(module.apply, variables, sample), bn_scales(variables)
+    plans: list[Plan] = [plan(graph, scores, ratio, min_channels) for ratio in ratios]  # all, to fail before the work
+
+    def on_test(network: Any) -> Callable[[Any], steps.Evaluation]:
+        return steps.evaluator(config, network, mesh, images.test_images, images.test_labels)
+
+    full = on_test(module)
+    for ratio, chosen in zip(ratios, plans, strict=True):
+        smaller = cut(graph, variables, chosen)
+        pruned = Pruned(resized(module, smaller), smaller, chosen)
+        params, macs = count(pruned.module.apply, smaller, sample)
+        exact = bool(graph.exact[~chosen.keep].all())
+        really = on_test(pruned.module)(smaller).accuracy if verify or not exact else None
+        accuracy = full(zero(graph, variables, chosen)).accuracy if exact else really
+        assert accuracy is not None
+        yield Cut(
+            SweepRow(
+                ratio=ratio,
+                accuracy=accuracy,
+                params=params,
+                macs=macs,
+                kept={layer.name: layer.after for layer in chosen.layers},
+                protected=chosen.protected,
+                verified_accuracy=really,
+                logits_difference=difference(module, variables, pruned, graph, sample) if verify else None,
+                widths=getattr(pruned.module, "widths", None),
+            ),
+            pruned,
+        )
+
+
+def scale_values(variables: Any) -> np.ndarray:
+    """All |BatchNorm scale| of a network, one after another."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.device_get(jax.tree.leaves(bn_scales(variables)))])
+
+
+def study(
+    path: str,
+    out: Path,
+    *,
+    ratios: Sequence[float] = RATIOS,
+    verify: bool = False,
+    min_channels: int = 1,
+    finetune_epochs: int = 0,
+    baseline: str | None = None,
+    data_dir: str | None = None,
+) -> Report:
+    """Sweep a checkpoint and gather the report; with `finetune_epochs`, train each cut network in a run below `out`.
+
+    Raises:
+      InputError: a checkpoint or the data cannot be used, or a ratio cannot be met.
+    """
+    loaded = load(path)
+    config = training_config(loaded.meta, data_dir=data_dir)
+    images = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)
+    check_classes(loaded, images, path)
+    scales = {"baseline": scale_values(load(baseline).variables)} if baseline else {}
+    scales[loaded.meta.get("kind", "network")] = scale_values(loaded.variables)
+    rows = []
+    before: dict[str, int] = {}
+    for row, pruned in sweep(loaded, config, images, ratios, verify=verify, min_channels=min_channels):
+        print(f"ratio {row.ratio:g}: accuracy {row.accuracy:.2%}, {row.params:,} parameters", file=sys.stderr)
+        before = {layer.name: layer.before for layer in pruned.plan.layers}
+        if finetune_epochs:
+            accuracy = _finetune(path, row.ratio, min_channels, finetune_epochs, config, out)
+            row = dataclasses.replace(row, finetuned_accuracy=accuracy)
+        rows.append(row)
+    notes = {"checkpoint": path, "data": f"{len(images.test_labels)} test images of {images.name}", **machine()}
+    return Report(title=f"Ratio sweep of {config.name}", sweep=tuple(rows), channels=before, scales=scales, notes=notes)
+
+
+def machine() -> dict[str, str]:
+    """Hardware and versions, for the notes of a report."""
+    device = jax.devices()[0]
+    cores = os.cpu_count()
+    hardware = f"{jax.device_count()} x {device.device_kind}" if device.platform != "cpu" else f"{cores} CPU cores"
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jaxslim", "jax", "flax", "optax"))
+    return {"hardware": hardware, "versions": f"{versions}, Python {platform.python_version()}"}
+
+
+def _finetune(path: str, ratio: float, min_channels: int, epochs: int, config: TrainConfig, out: Path) -> float:
+    """Save the cut network below `out` and train it on by its own recipe without the L1 pull."""
+    folder = out.absolute() / f"ratio-{ratio:g}"
+    if not folder.exists():
+        save_cut(path, folder, ratio, min_channels=min_channels)
+    changes: dict[str, Any] = {"name": f"ratio-{ratio:g}-finetuned", "workdir": f"{folder}-finetuned"}
+    tuned = dataclasses.replace(config, **changes, epochs=epochs, l1=0.0, init_from=str(folder))
+    return train(tuned).metrics["accuracy"]

@@ -1,0 +1,83 @@
+"""The whole of network slimming on real images that need no download: train, look, cut, fine-tune, report."""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from jaxslim.cli import load_config, run
+from jaxslim.config import TrainConfig
+
+HOME = Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Baseline, sparse training, ratio sweep, cut and fine-tuning of a small VGG on handwritten digits."""
+
+    out: Path = HOME / "runs" / "demo"
+    """Folder of the runs and the report; what it holds already is not done again."""
+    ratio: float = 0.7
+    """Share of the channels to cut before fine-tuning."""
+    epochs: int | None = None
+    """Epochs of each training; the configs' own if not given."""
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    options = tyro.cli(Options, args=argv, prog="scripts/demo")
+    out, folder = options.out.absolute(), options.out.absolute() / "report"
+    if (folder / "report.md").exists():
+        print((folder / "report.md").read_text())
+        print(f"Done before; delete {out} to start over. Report: {folder}/report.md")
+        return
+    from jaxslim import report, sweep
+    from jaxslim.loop import train
+    from jaxslim.prune import save_cut
+
+    started = time.perf_counter()
+
+    def announce(what: str) -> None:
+        print(f"\n--- {what} ---", flush=True)
+
+    def config(name: str, **changes: Any) -> TrainConfig:
+        if options.epochs is not None:
+            changes["epochs"] = options.epochs
+        return dataclasses.replace(load_config(str(HOME / "configs" / f"digits_{name}.py")), **changes)
+
+    announce("1/5 baseline: python -m jaxslim.train configs/digits_baseline.py")
+    baseline = train(config("baseline", workdir=str(out / "baseline")))
+    announce("2/5 sparse training: python -m jaxslim.train configs/digits_sparse.py")
+    sparse = train(config("sparse", workdir=str(out / "sparse")))
+    announce("3/5 ratio sweep: python scripts/ratio_sweep.py runs/digits-sparse --baseline runs/digits-baseline")
+    ratios = tuple(sorted({*sweep.RATIOS, options.ratio}))
+    result = sweep.study(str(sparse.folder / "latest"), out / "sweep", ratios=ratios, baseline=str(baseline.folder))
+    announce(f"4/5 cut: python -m jaxslim.prune runs/digits-sparse --ratio {options.ratio} --out runs/digits-pruned")
+    pruned = out / f"pruned-{options.ratio:g}"
+    if not pruned.exists():
+        save_cut(str(sparse.folder / "latest"), pruned, options.ratio)
+    announce("5/5 fine-tuning: python -m jaxslim.train configs/digits_finetune.py")
+    tuned = train(config("finetune", workdir=str(out / f"finetuned-{options.ratio:g}"), init_from=str(pruned)))
+
+    cut_row = next(row for row in result.sweep if row.ratio == options.ratio)
+    full = result.sweep[0]
+    stages = (
+        ("Baseline", baseline.metrics["accuracy"], full),
+        ("Trained with sparsity", sparse.metrics["accuracy"], full),
+        (f"Cut at {options.ratio:g}", cut_row.accuracy, cut_row),
+        ("Fine-tuned", tuned.metrics["accuracy"], cut_row),
+    )
+    rows = tuple(report.Stage(name=n, accuracy=a, params=size.params, macs=size.macs) for n, a, size in stages)
+    notes = {**result.notes, "run time": f"{time.perf_counter() - started:.0f} s", "command": "scripts/demo"}
+    result = dataclasses.replace(result, title="Network slimming on handwritten digits", stages=rows, notes=notes)
+    announce("what was measured")
+    report.show(result)
+    report.write(result, folder)
+    print(f"Report: {folder}/report.md (with CSV, JSON and plots beside it)")
+
+
+if __name__ == "__main__":
+    run(main, sys.argv[1:])

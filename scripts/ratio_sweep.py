@@ -1,0 +1,61 @@
+"""Accuracy, parameters, MACs and widths against the ratio of channels cut: tables and plots for one checkpoint."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import tyro
+
+from jaxslim.cli import run
+from jaxslim.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Cut a checkpoint's network at several ratios and report what is left of it."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """Folder of a checkpoint, RUN/best, RUN/latest, or a run, which stands for its latest."""
+    ratios: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    """Shares of the channels to cut."""
+    out: str | None = None
+    """Folder of the report; by default `sweep` beside the run's checkpoints."""
+    finetune_epochs: int = 0
+    """Also fine-tune the network of each ratio for so many epochs, by the checkpoint's own recipe without sparsity."""
+    verify: bool = False
+    """Evaluate each really cut network too, to see that it agrees with zeroed channels."""
+    min_channels: int = 1
+    """Each layer keeps at least this many."""
+    baseline: str | None = None
+    """Checkpoint trained without sparsity, whose scales are drawn beside this one's."""
+    data_dir: str | None = None
+    """Where TFDS keeps its data sets."""
+
+
+def main(argv: list[str]) -> None:
+    """The command: sweep, fine-tune if asked, report."""
+    options = tyro.cli(Options, args=argv, prog="python scripts/ratio_sweep.py")
+    if options.finetune_epochs < 0:
+        raise InputError(f"finetune_epochs is {options.finetune_epochs}; it must be at least 0.")
+    from jaxslim import checkpoint, report, sweep
+
+    path = checkpoint.find(options.checkpoint)
+    home = path.parents[1] if path.parent.name == "checkpoints" else path
+    out = Path(options.out) if options.out else home.with_name(f"{home.name}-sweep")
+    result = sweep.study(
+        str(path),
+        out,
+        ratios=options.ratios,
+        verify=options.verify,
+        min_channels=options.min_channels,
+        finetune_epochs=options.finetune_epochs,
+        baseline=options.baseline,
+        data_dir=options.data_dir,
+    )
+    report.show(result)
+    report.write(result, out)
+    print(f"Report: {out}/report.md")
+
+
+if __name__ == "__main__":
+    run(main, sys.argv[1:])

@@ -1,0 +1,44 @@
+"""README's code runs, and the commands and files it names exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_code_blocks_run(number, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with jax.numpy_rank_promotion("allow"):  # as it is for users
+        exec(compile(BLOCKS[number], f"README block {number}", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    promised = re.findall(r"print\(.*\)  # (.*)", BLOCKS[number])
+    assert [line for line in promised if line not in printed] == []
+
+
+def test_there_are_code_blocks():
+    assert len(BLOCKS) == 2
+    assert len(BLOCKS[0].strip().splitlines()) <= 10
+
+
+def test_files_that_are_named_exist():
+    named = set(re.findall(r"(?:configs|scripts)/\w+(?:\.py)?", README)) | set(
+        re.findall(r"\]\((\.github/[^)]+)\)", README)
+    )
+    assert len(named) > 6
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_commands_take_the_flags_that_are_named():
+    rooms = {"train": "config", "prune": "prune", "evaluate": "evaluate"}
+    assert "python -m jaxslim.train" in README
+    for command, flags in re.findall(r"`python -m jaxslim\.(\w+)([^`]*)`", README):
+        fields = re.findall(r"^    (\w+):", (ROOT / f"jaxslim/{rooms[command]}.py").read_text(), re.M)
+        for flag in (word for word in shlex.split(flags) if word.startswith("--")):
+            assert flag == "--help" or flag[2:].replace("-", "_") in fields, f"{command} has no {flag}"
