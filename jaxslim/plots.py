@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from jaxslim.report import Report, SweepRow
+    from jaxslim.results import Report, SweepRow
 
 SMALL_SCALE = 1e-2
 """Scales under this are counted as switched off."""

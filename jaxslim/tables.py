@@ -13,7 +13,7 @@ from jaxslim import plots
 if TYPE_CHECKING:
     import rich.table
 
-    from jaxslim.report import Report, Stage
+    from jaxslim.results import Report, Stage
 
 _RATIOS_ABREAST = 8  # columns of ratios that an 80-column terminal holds beside a layer's name
 
