@@ -53,8 +53,13 @@ def load_config(path: str) -> TrainConfig:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:
-        raise InputError(f"{path} does not run: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{path} does not run: {type(error).__name__}: {error}. Correct it; `python -m jaxslim.train --help` lists "
+            "the fields of a TrainConfig."
+        ) from error
     config = getattr(module, "config", None)
     if not isinstance(config, TrainConfig):
         raise InputError(f"{path} defines no config; end it with `config = TrainConfig(...)`.")

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+import types
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Union, get_args, get_origin
 
 from jaxslim.errors import InputError
 
@@ -71,9 +72,12 @@ class TrainConfig:
     """Also write TensorBoard event files (needs `pip install "jaxslim[tensorboard]"`)."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # a config file may hold lists
+        for field in dataclasses.fields(self):  # a config file may hold lists, or anything at all
             if isinstance(value := getattr(self, field.name), list):
-                object.__setattr__(self, field.name, tuple(value))
+                object.__setattr__(self, field.name, value := tuple(value))
+            if not _fits(value, field.type):
+                kind = field.type.__name__ if isinstance(field.type, type) else str(field.type).replace("typing.", "")
+                raise InputError(f"{field.name} is {value!r}; it must be of type {kind}.")
         at_least_one = ("epochs", "batch_size", "eval_batch_size", "image_size")
         not_negative = ("pad", "momentum", "weight_decay", "l1", "seed", "lr_drop_factor")
         for names, least in ((at_least_one, 1), (not_negative, 0)):
@@ -107,6 +111,20 @@ class TrainConfig:
     def folder(self) -> str:
         """Folder that this run writes to."""
         return self.workdir or f"runs/{self.name}"
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type that a field of `TrainConfig` declares."""
+    origin, choices = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, choice) for choice in choices)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in choices)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, choices[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is hint
 
 
 def check_widths(widths: tuple[int | str, ...], image_size: int) -> None:

@@ -1,5 +1,6 @@
 """The training loop, top to bottom."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxslim import checkpoint, data, models, steps
-from jaxslim.config import TrainConfig
+from jaxslim.config import TrainConfig, check_widths
 from jaxslim.errors import DivergedError, InputError
 from jaxslim.files import write_whole
 from jaxslim.progress import Progress
@@ -44,6 +45,7 @@ def train(config: TrainConfig) -> Trained:
         print(f"{folder} has all its {config.epochs} epochs.", flush=True)
         return _result(folder)
 
+    board = _tensorboard() if config.tensorboard else None
     source = checkpoint.load(config.init_from) if config.init_from else None
     images = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)
     held_out = None
@@ -65,6 +67,7 @@ def train(config: TrainConfig) -> Trained:
     test = steps.evaluator(config, module, mesh, images.test_images, images.test_labels)
     choose = steps.evaluator(config, module, mesh, *held_out) if held_out else None
 
+    last_finite = math.nan
     claim(folder, config)
     if done:
         latest = checkpoint.find(folder)
@@ -72,6 +75,7 @@ def train(config: TrainConfig) -> Trained:
         moments = checkpoint.restore_optimizer(latest, state.optimizer)
         state = steps.TrainState(jnp.asarray(done[-1] * steps_per_epoch, jnp.int32), restored, moments)
         state = jax.device_put(state, everywhere)
+        last_finite = checkpoint.read_meta(latest)["metrics"]["loss"]
     first = done[-1] if done else 0
     metrics_file = folder / "metrics.jsonl"
     keep_rows(metrics_file, first)
@@ -82,11 +86,12 @@ def train(config: TrainConfig) -> Trained:
     }
     lineage |= {"class_names": list(images.class_names), "image_shape": list(images.train_images.shape[1:])}
 
-    saver = checkpoint.Saver(folder)
-    writer = _tensorboard(folder) if config.tensorboard else None
     augment_key = jax.random.key(config.seed + 1)
-    last_finite = math.nan
-    with Progress(config.name, config.epochs, first, steps_per_epoch) as progress:
+    with (
+        contextlib.closing(checkpoint.Saver(folder)) as saver,
+        board(str(folder / "tensorboard")) if board else contextlib.nullcontext() as writer,
+        Progress(config.name, config.epochs, first, steps_per_epoch) as progress,
+    ):
         for epoch in range(first + 1, config.epochs + 1):
             started = time.perf_counter()
             totals = []
@@ -98,23 +103,25 @@ def train(config: TrainConfig) -> Trained:
                 jax.block_until_ready(totals[max(len(totals) - 3, 0)])  # so that the progress shown has happened
                 progress.advance()
             seen = order.size
-            loss, correct = (float(np.sum(jax.device_get(column))) for column in zip(*totals, strict=True))
+            losses, hits = (np.stack(jax.device_get(column)) for column in zip(*totals, strict=True))
+            loss, correct, finite = float(losses.sum()), float(hits.sum()), losses[np.isfinite(losses)]
             seconds = time.perf_counter() - started
             current_rate = float(rate((epoch - 1) * steps_per_epoch))
-            if not math.isfinite(loss):
-                saver.close()
+            last_finite = float(finite[-1]) / config.batch_size if finite.size else last_finite
+            scales = _scales(state.variables["params"], scale_mask)
+            if not (math.isfinite(loss) and math.isfinite(scales["l1"])):
+                saver.wait()
                 raise DivergedError(
-                    f"The loss became {loss / seen} in epoch {epoch} at learning rate {current_rate:g} (last finite "
-                    f"loss {last_finite:.4f}); lower --learning-rate. {_standing(folder)}"
+                    f"The training diverged in epoch {epoch} at learning rate {current_rate:g} (last finite loss "
+                    f"{last_finite:.4f}); lower --learning-rate. {_standing(folder)}"
                 )
-            last_finite = loss / seen
             row = {
                 "epoch": epoch,
                 "step": epoch * steps_per_epoch,
                 "loss": loss / seen,
                 "train_accuracy": correct / seen,
                 "learning_rate": current_rate,
-                **_scales(state.variables["params"], scale_mask),
+                **scales,
                 "accuracy": test(state.variables).accuracy,
                 **({"holdout_accuracy": choose(state.variables).accuracy} if choose else {}),
                 "images_per_second": seen / seconds,
@@ -127,9 +134,6 @@ def train(config: TrainConfig) -> Trained:
                 for name, value in row.items():
                     writer.add_scalar(name, value, epoch)
             progress.finish_epoch(row)
-    saver.close()
-    if writer:
-        writer.close()
     result = _result(folder)
     chosen_on = "images held out of the training set" if config.holdout else "the test set, as in the reference"
     print(
@@ -156,9 +160,11 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
         there = json.loads(file.read_text())
     except ValueError as error:
         raise InputError(f"{file} is not readable ({error}); choose another --workdir.") from None
+    if not isinstance(there, dict):
+        raise InputError(f"{file} holds no configuration; choose another --workdir.")
     mine = json.loads(json.dumps(dataclasses.asdict(config)))
     differ = [name for name in mine if name not in _PLACES and there.get(name) != mine[name]]
-    if differ:
+    if differ and checkpoint.finished(folder):  # a run that saved nothing has nothing to lose
         what = ", ".join(f"{name} {there.get(name)} there, {mine[name]} here" for name in differ)
         raise InputError(f"{folder} holds another run ({what}); choose another --workdir or --name.")
 
@@ -182,8 +188,17 @@ def _network(config: TrainConfig, source: checkpoint.Loaded | None, num_classes:
                 f"{config.init_from} tells {source.module.num_classes} classes apart and {config.dataset} has "
                 f"{num_classes}; start from a checkpoint of the same data set."
             )
+        *_, channels = source.meta.get("image_shape", [config.channels])
+        if channels != config.channels:
+            raise InputError(
+                f"{config.init_from} sees {channels} channels and the configuration has {config.channels}; "
+                f"use --channels {channels}, with as many numbers in --mean and --std."
+            )
+        check_widths(source.module.widths, config.image_size)
         return source.module.clone(dtype=dtype), source.variables
-    module = models.VGG(config.widths or models.WIDTHS[config.model], num_classes, dtype)
+    widths = config.widths or models.WIDTHS[config.model]
+    check_widths(widths, config.image_size)
+    module = models.VGG(widths, num_classes, dtype)
     image = jnp.zeros((1, config.image_size, config.image_size, config.channels))
     return module, jax.jit(module.init)(jax.random.key(config.seed), image)
 
@@ -209,7 +224,9 @@ def _scales(params: Any, mask: Any) -> dict[str, float]:
 
 def _standing(folder: Path) -> str:
     done = checkpoint.finished(folder)
-    return f"The checkpoint of epoch {done[-1]} stays the latest." if done else "No checkpoint was saved."
+    if not done:
+        return "No checkpoint was saved."
+    return f"The checkpoint of epoch {done[-1]} stays the latest; give the new run another --name or --workdir."
 
 
 def _result(folder: Path) -> Trained:
@@ -217,9 +234,10 @@ def _result(folder: Path) -> Trained:
     return Trained(folder, latest, best)
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard() -> Any:
+    """The class that writes TensorBoard files."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         raise InputError('--tensorboard needs tensorboardX: pip install "jaxslim[tensorboard]".') from None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter
