@@ -11,8 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from jaxslim.errors import InputError
 from jaxslim.rules import RULES
@@ -36,7 +34,8 @@ class ChannelGraph:
     num_units: int
     """How many units there are; unit 0, which collects everything fixed, is not counted."""
     exact: np.ndarray
-    """bool (num_units + 1,): whether zeroing the vectors of a unit gives the same outputs as cutting the unit out."""
+    """bool (num_units + 1,): whether zeroing the vectors of a unit gives the same outputs as cutting the unit out, in a
+    network that does not compute with its widths as numbers."""
     opaque: tuple[str, ...]
     """Primitives that no rule follows; every channel that reached one is fixed."""
 
@@ -49,11 +48,11 @@ class ChannelGraph:
         Raises:
           InputError: two collections have leaves of that name that are cut differently.
         """
-        for start in range(len(path)):
+        for start in range(len(path) + 1):
             tail = path[start:]
             if tail in self.paths:
                 return self.paths.index(tail)
-            found = [i for i, own in enumerate(self.paths) if own[1:] == tail]
+            found = [i for i, own in enumerate(self.paths) if tail and own[1:] == tail]
             for other in found[1:]:
                 if not _same(self.units[found[0]], self.units[other]):
                     names = " and ".join("/".join(self.paths[i]) for i in (found[0], other))
@@ -67,8 +66,10 @@ def trace(apply: Callable[..., Any], variables: Any, images: Any) -> ChannelGrap
     """Derive the channel graph of a network from one abstract evaluation; nothing is computed on a device.
 
     Args:
-      apply: `apply(variables, images)` -> logits, for example `module.apply` of a Linen module. It must take its widths
-        from the parameters or from shapes for the cut network to run.
+      apply: `apply(variables, images)` -> logits, for example `module.apply` of a Linen module. For the cut network to
+        run, it must take its widths from its parameters or from shapes: slices and splits as shares of an axis, groups
+        of one channel as many as there are channels. One that computes with a width as a number, say 1 / sqrt(width),
+        computes something else after the cut.
       variables: any pytree of arrays or `jax.ShapeDtypeStruct`s.
       images: array or `ShapeDtypeStruct` of the input, batch first.
 
@@ -116,9 +117,8 @@ def _names(path: Any) -> Path:
 
 def _number(axes: list[np.ndarray], walk: Walk) -> tuple[list[np.ndarray], int, np.ndarray]:
     """Turn ids into units, numbered in the order of `axes`, with 0 for what is connected to id 0."""
-    left, right = (np.concatenate([*side, np.zeros(0, np.int64)]) for side in (walk.left, walk.right))
-    edges = coo_array((np.ones(len(left), bool), (left, right)), shape=(walk.size, walk.size))
-    _, group = connected_components(edges, directed=False)
+    walk.settle_merges()
+    group = walk.components()
     flat = group[np.concatenate([*axes, np.zeros(0, np.int64)])]
     groups, first = np.unique(flat[flat != group[0]], return_index=True)
     numbers = np.zeros(walk.size, np.int64)

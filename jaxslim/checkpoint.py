@@ -1,29 +1,37 @@
 """Checkpoints that describe themselves; the only file that knows orbax.
 
-A checkpoint is a folder with the items `variables` (arrays), `meta` (JSON) and, in a training run, `optimizer`. A run
-is a folder with `checkpoints/EPOCH` in it; the names RUN/latest and RUN/best stand for two of these.
+A checkpoint is a folder with the items `variables` (arrays), `meta` (JSON) and, in a training run, `optimizer`, and
+the checksums of their files, since orbax restores flipped bits silently. A run is a folder with `checkpoints/EPOCH` in
+it; the names RUN/latest and RUN/best stand for two of these.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import gc
+import json
+import operator
 import platform
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxslim.errors import InputError
+from jaxslim.files import write_whole
 from jaxslim.models import VGG
 
 FORMAT = 1
+_CHECKSUMS = "checksums.json"
 _PACKAGES = ("jaxslim", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _MODULES = {f"{VGG.__module__}.{VGG.__qualname__}": VGG}
 
@@ -60,6 +68,7 @@ def save(path: str | Path, module: Any, variables: Any, meta: Mapping[str, Any] 
     described = describe(module, variables, meta)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(path, args=_items(variables, described))
+    _seal(path)
     return path
 
 
@@ -74,6 +83,7 @@ def load(path: str | Path, module_type: type | None = None) -> Loaded:
       InputError: there is no checkpoint, it is of another kind, or damaged.
     """
     path = find(path)
+    _verify(path, "meta", "variables")
     meta = read_meta(path)
     module = _module(meta, module_type)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -91,7 +101,7 @@ def find(path: str | Path) -> Path:
     """The checkpoint folder that `path` means.
 
     Raises:
-      InputError: there is none; the message lists what is there.
+      InputError: there is none.
     """
     path = Path(path).absolute()
     if _is_checkpoint(path):
@@ -156,39 +166,45 @@ class Saver:
     """Saves the checkpoints of a run in the background and keeps the latest two and the best."""
 
     def __init__(self, run: Path) -> None:
+        chosen_by = operator.itemgetter("selection")
         keep = preservation_policy.AnyPreservationPolicy(
-            [
-                preservation_policy.LatestN(n=2),
-                preservation_policy.BestN(n=1, get_metric_fn=lambda metrics: metrics["selection"]),
-            ]
+            [preservation_policy.LatestN(n=2), preservation_policy.BestN(n=1, get_metric_fn=chosen_by)]
         )
         folder = (run / "checkpoints").absolute()
         # Orbax moves what is to go into this folder in one rename, so that no half-deleted checkpoint is ever listed.
-        self._deleted = folder / "deleted"
+        self._run, self._deleted = run, folder / "deleted"
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep, cleanup_tmp_directories=True, todelete_subdir=self._deleted.name
+            preservation_policy=keep,
+            best_fn=chosen_by,  # makes orbax save the metrics, which the policy needs when a run goes on
+            cleanup_tmp_directories=True,
+            todelete_subdir=self._deleted.name,
         )
         self._manager = ocp.CheckpointManager(folder, options=options)
 
     def save(self, epoch: int, variables: Any, optimizer: Any, meta: Mapping[str, Any]) -> None:
         """Start writing the checkpoint of `epoch`; `meta` is of `describe`. Waits for the one before it."""
-        self._wait()
+        self.wait()
         leaves = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(optimizer))}
         args = _items(variables, meta, optimizer=ocp.args.StandardSave(leaves))
         self._manager.save(epoch, args=args, metrics={"selection": selection(meta)})
 
     def close(self) -> None:
-        """Wait until everything is written."""
-        self._wait()
+        """Wait until everything is written, and end."""
+        self.wait()
         self._manager.close()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait until everything is written."""
         self._manager.wait_until_finished()
+        for epoch in finished(self._run):
+            if not (path := _epoch_folder(self._run, epoch)).joinpath(_CHECKSUMS).exists():
+                _seal(path)
         shutil.rmtree(self._deleted, ignore_errors=True)
 
 
 def restore_optimizer(path: Path, like: Any) -> Any:
     """Optimizer state of a run's checkpoint, in the structure, shapes and shardings of `like`."""
+    _verify(path, "optimizer")
     leaves, structure = jax.tree.flatten(like)
     target = {str(number): leaf for number, leaf in enumerate(leaves)}
     restored = _restore(path, optimizer=ocp.args.StandardRestore(target)).optimizer
@@ -199,6 +215,37 @@ def _items(variables: Any, meta: Mapping[str, Any], **more: Any) -> Any:
     return ocp.args.Composite(variables=ocp.args.StandardSave(variables), meta=ocp.args.JsonSave(dict(meta)), **more)
 
 
+def _seal(path: Path) -> None:
+    """Write down the checksum of each file of a checkpoint that is written."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    sums = {file.relative_to(path).as_posix(): zlib.crc32(file.read_bytes()) for file in files}
+    write_whole(path / _CHECKSUMS, json.dumps(sums, indent=1) + "\n")
+
+
+def _verify(path: Path, *items: str) -> None:
+    """Compare the files of some items with their checksums; a run killed right after saving has not written these.
+
+    Raises:
+      InputError: a file is missing or has other content.
+    """
+    file = path / _CHECKSUMS
+    try:
+        sums = json.loads(file.read_bytes()) if file.exists() else {}
+    except ValueError:
+        raise _damaged(path, f"its {_CHECKSUMS} cannot be read") from None
+    for name, value in sums.items():
+        wanted = path / name
+        if name.split("/")[0] in items and not (wanted.is_file() and zlib.crc32(wanted.read_bytes()) == value):
+            raise _damaged(path, f"its file {name} is missing or changed")
+
+
+def _damaged(path: Path, how: str) -> InputError:
+    advice = "take another checkpoint"
+    if path.parent.name == "checkpoints":
+        advice += f", or delete the folder {path.name}, and its run continues from the one before"
+    return InputError(f"{path} is damaged: {how}; {advice}.")
+
+
 def _restore(path: Path, **items: Any) -> Any:
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -206,9 +253,7 @@ def _restore(path: Path, **items: Any) -> Any:
     except Exception as error:  # orbax and its storage raise many unrelated types for damaged files
         reason = [*str(error).strip().splitlines(), type(error).__name__][0][:200]
     _forget_unread_arrays()
-    raise InputError(
-        f"{path} is damaged: its {next(iter(items))} cannot be read ({reason}). Take another checkpoint of the run."
-    )
+    raise _damaged(path, f"its {next(iter(items))} cannot be read ({reason})")
 
 
 def _forget_unread_arrays() -> None:
@@ -232,17 +277,19 @@ def _fields(module: Any) -> dict[str, Any]:
 
 
 def _encode(name: str, value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, tuple | list):
         return [_encode(name, item) for item in value]
-    try:
-        return {"dtype": np.dtype(value).name}
-    except TypeError:
-        raise InputError(
-            f"The module's field {name} holds {value!r}, which a checkpoint cannot describe; "
-            "use numbers, strings, dtypes and tuples."
-        ) from None
+    with contextlib.suppress(TypeError, ValueError):  # not a dtype, or not a whole one
+        if jnp.issubdtype(dtype := np.dtype(value), jnp.number):
+            return {"dtype": dtype.name}
+    raise InputError(
+        f"The module's field {name} holds {value!r}, which a checkpoint cannot describe; "
+        "use numbers, strings, dtypes and tuples."
+    )
 
 
 def _decode(value: Any) -> Any:
@@ -255,7 +302,10 @@ def _module(meta: Mapping[str, Any], module_type: type | None) -> Any:
     name = meta["module"]["type"]
     build: Callable[..., Any] | None = module_type or _MODULES.get(name)
     if build is None:
-        raise InputError(f"The checkpoint holds a {name}; pass its class: load(path, module_type=...).")
+        raise InputError(
+            f"The checkpoint holds a {name}, which is not jaxslim's; pass its class, load(path, module_type=...). The "
+            "commands work on jaxslim's own networks."
+        )
     try:
         return build(**{field: _decode(value) for field, value in meta["module"]["fields"].items()})
     except TypeError as error:

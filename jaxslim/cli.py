@@ -16,6 +16,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     """Call `main(arguments)` and exit: 0, 2 for unusable input, 1 for a run that diverged, 130 for Ctrl-C."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(format="%(message)s")
+    logging.getLogger("jaxslim").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="orbax")
     try:
@@ -30,7 +31,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}. Check that the place exists, can be written and has room.", 2)
     except KeyboardInterrupt:
-        _fail("stopped; the same command continues from the latest checkpoint.", 130)
+        _fail("stopped; run the same command again, and training goes on from its latest checkpoint.", 130)
 
 
 def _fail(message: str, code: int) -> None:

@@ -89,6 +89,8 @@ class TrainConfig:
             raise InputError(f"learning_rate is {self.learning_rate}; it must be a number above 0.")
         if self.momentum >= 1:
             raise InputError(f"momentum is {self.momentum}; it must lie in [0, 1).")
+        if self.seed >= 2**31:
+            raise InputError(f"seed is {self.seed}; it must be below 2147483648.")
         if not 0 <= self.holdout < 1:
             raise InputError(f"holdout is {self.holdout}; it must be a share in [0, 1), for example 0.1.")
         if not all(0 < drop < 1 for drop in self.lr_drops):
@@ -108,6 +110,13 @@ class TrainConfig:
             raise InputError(f"name is {self.name!r}; it must be a plain folder name, for example cifar10-sparse.")
 
     @property
+    def chosen_on(self) -> str:
+        """What `best` is chosen on."""
+        if self.holdout:
+            return f"the {self.holdout:.0%} of the training images that are held out"
+        return "the test set, as in the reference"
+
+    @property
     def folder(self) -> str:
         """Folder that this run writes to."""
         return self.workdir or f"runs/{self.name}"
@@ -125,6 +134,10 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is hint
+
+
+RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+"""Shares of channels that the reference's sweep cuts."""
 
 
 def check_widths(widths: tuple[int | str, ...], image_size: int) -> None:

@@ -36,7 +36,7 @@ def count(apply: Callable[..., Any], variables: Any, images: Any) -> Cost:
     """
     trained = variables["params"] if isinstance(variables, Mapping) and "params" in variables else variables
     params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained))
-    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jax.dtypes.canonicalize_dtype(images.dtype))
     return Cost(params, _macs(jax.make_jaxpr(apply)(variables, one).jaxpr))
 
 

@@ -76,9 +76,10 @@ def training_config(meta: dict[str, Any], **changes: Any) -> TrainConfig:
 
 def check_classes(loaded: Any, images: Any, path: str) -> None:
     """Refuse a data set with other classes than the network tells apart."""
-    if loaded.module.num_classes != len(images.class_names):
+    classes = getattr(loaded.module, "num_classes", len(images.class_names))
+    if classes != len(images.class_names):
         raise InputError(
-            f"{path} tells {loaded.module.num_classes} classes apart and {images.name} has "
+            f"{path} tells {classes} classes apart and {images.name} has "
             f"{len(images.class_names)}; give the data set it was trained on with --dataset."
         )
 

@@ -135,10 +135,9 @@ def train(config: TrainConfig) -> Trained:
                     writer.add_scalar(name, value, epoch)
             progress.finish_epoch(row)
     result = _result(folder)
-    chosen_on = "images held out of the training set" if config.holdout else "the test set, as in the reference"
     print(
         f"{config.name}: accuracy {result.metrics['accuracy']:.2%} after epoch {config.epochs}; best "
-        f"{result.best['accuracy']:.2%} after epoch {result.best['epoch']}, chosen on {chosen_on}. "
+        f"{result.best['accuracy']:.2%} after epoch {result.best['epoch']}, chosen on {config.chosen_on}. "
         f"Checkpoints: {folder}/latest, {folder}/best",
         flush=True,
     )
@@ -166,7 +165,9 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     differ = [name for name in mine if name not in _PLACES and there.get(name) != mine[name]]
     if differ and checkpoint.finished(folder):  # a run that saved nothing has nothing to lose
         what = ", ".join(f"{name} {there.get(name)} there, {mine[name]} here" for name in differ)
-        raise InputError(f"{folder} holds another run ({what}); choose another --workdir or --name.")
+        raise InputError(
+            f"{folder} holds another run ({what}); choose another --workdir or --name (of a sweep, --out)."
+        )
 
 
 def claim(folder: Path, config: TrainConfig) -> None:

@@ -82,19 +82,31 @@ def prune(module: Any, variables: Any, ratio: float | None, images: Any, **optio
       InputError: as `plan` and `cut`, or the module cannot be resized.
     """
     graph = trace(module.apply, variables, images)
-    chosen = plan(graph, bn_scales(variables), ratio, **options)
-    smaller = cut(graph, variables, chosen)
-    return Pruned(resized(module, smaller), smaller, chosen)
+    return apply_plan(module, variables, graph, plan(graph, bn_scales(variables), ratio, **options), images)
 
 
-def resized(module: Any, variables: Any) -> Any:
-    """`module` with the widths of `variables`."""
+def apply_plan(module: Any, variables: Any, graph: ChannelGraph, plan: Plan, images: Any) -> Pruned:
+    """Cut the variables of a Linen module, build the module of the new widths, and see that they fit each other.
+
+    Raises:
+      InputError: the module has no `resized`, or cannot be applied after the cut.
+    """
     if not hasattr(module, "resized"):
         raise InputError(
             f"{type(module).__name__} does not say how to build a narrower self: give it a method resized(variables) "
             "that returns it with the widths of variables, or use trace, plan and cut."
         )
-    return module.resized(variables)
+    smaller = cut(graph, variables, plan)
+    narrower = module.resized(smaller)
+    try:
+        jax.eval_shape(narrower.apply, smaller, images)
+    except Exception as error:  # whatever the module and JAX find wrong
+        reason = [*str(error).strip().splitlines(), type(error).__name__][0][:200]
+        raise InputError(
+            f"{type(module).__name__} cannot be applied after the cut ({reason}): it takes a width from other than "
+            "its parameters' shapes. Name the layers concerned in leave."
+        ) from error
+    return Pruned(narrower, smaller, plan)
 
 
 def _map(graph: ChannelGraph, tree: Any, plan: Plan, change: Any) -> Any:
@@ -103,7 +115,7 @@ def _map(graph: ChannelGraph, tree: Any, plan: Plan, change: Any) -> Any:
             f"The plan is for {len(plan.keep) - 1} units and the graph has {graph.num_units}; trace the network that "
             "the plan was made for."
         )
-    leaves = []
+    leaves, used = [], []
     for path, leaf in leaf_paths(tree):
         number, shape = graph.find(path), np.shape(leaf)
         if not shape or (number is None and not jnp.issubdtype(leaf.dtype, jnp.floating)):
@@ -117,6 +129,14 @@ def _map(graph: ChannelGraph, tree: Any, plan: Plan, change: Any) -> Any:
             )
         else:
             leaves.append(change(leaf, number))
+            used.append((path, number))
+    # A tree without its collection's name has to be the whole collection: a part of it could be taken for another.
+    bare = {number for path, number in used if path and path == graph.paths[number][1:]}
+    collections = {graph.paths[number][0] for number in bare}
+    if missing := [
+        own for number, own in enumerate(graph.paths) if collections.intersection(own[:1]) and number not in bare
+    ]:
+        raise InputError(f"The tree lacks {'/'.join(missing[0])}; cut the traced variables or a whole collection.")
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
@@ -144,8 +164,8 @@ def difference(module: Any, variables: Any, pruned: Pruned, graph: ChannelGraph,
 class _CallableModule(types.ModuleType):
     """`jaxslim.prune` names this module, since it is a command, and the function: so the module can be called."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Pruned:
-        return prune(*args, **kwargs)
+    def __call__(self, module: Any, variables: Any, ratio: float | None, images: Any, **options: Any) -> Pruned:
+        return prune(module, variables, ratio, images, **options)
 
 
 sys.modules[__name__].__class__ = _CallableModule
@@ -210,8 +230,8 @@ def save_cut(path: str | Path, out: str | Path, ratio: float | None, **options: 
     images = jax.random.normal(jax.random.key(0), (64, *meta["image_shape"]))
     graph = trace(module.apply, variables, images)
     chosen = plan(graph, bn_scales(variables), ratio, **options)
-    smaller = cut(graph, variables, chosen)
-    pruned = Pruned(resized(module, smaller), smaller, chosen)
+    pruned = apply_plan(module, variables, graph, chosen, images)
+    smaller = pruned.variables
     gap = difference(module, variables, pruned, graph, images)
     exact = bool(graph.exact[~chosen.keep].all())
     if exact and not gap <= tolerance(module):
@@ -269,7 +289,7 @@ def _show(pruned: Pruned, meta: dict[str, Any]) -> None:
         + ("" if check["exact"] else " (inexact units: cutting and zeroing differ)"),
     )
     for line in lines:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

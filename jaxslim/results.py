@@ -42,7 +42,7 @@ class SweepRow:
     verified_accuracy: float | None = None
     """Accuracy of the network that was really cut, where `accuracy` only zeroed its channels."""
     logits_difference: float | None = None
-    """Largest absolute difference between the logits of the zeroed and of the really cut network."""
+    """Largest difference of the logits of the zeroed and the really cut network, relative to the largest logit."""
     widths: tuple[int | str, ...] | None = None
     """The cut network's widths where it is a VGG, for example (49, 64, "M", 128)."""
 

@@ -33,14 +33,16 @@ class Sums(NamedTuple):
 
 def device_mesh() -> Mesh:
     """All devices of this machine along one axis, `data`."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    devices = jax.local_devices()
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
 
 
 def learning_rates(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
     """The stepped rate: times `lr_drop_factor` from the first epoch that starts at or after each share of the run."""
     factors: dict[int, float] = {}
     for drop in config.lr_drops:
-        boundary = math.ceil(drop * config.epochs) * steps_per_epoch
+        epoch = math.ceil(round(drop * config.epochs, 6))  # 0.55 * 100 is a little above 55
+        boundary = epoch * steps_per_epoch
         factors[boundary] = factors.get(boundary, 1.0) * config.lr_drop_factor
     return optax.piecewise_constant_schedule(config.learning_rate, factors)
 

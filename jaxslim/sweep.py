@@ -14,18 +14,16 @@ import numpy as np
 
 from jaxslim import data, steps
 from jaxslim.channels import trace
-from jaxslim.checkpoint import Loaded, load
-from jaxslim.config import TrainConfig
+from jaxslim.checkpoint import Loaded, find, load, read_meta
+from jaxslim.config import RATIOS, TrainConfig
 from jaxslim.cost import count
 from jaxslim.errors import InputError
 from jaxslim.evaluate import check_classes, training_config
 from jaxslim.loop import train
-from jaxslim.prune import Pruned, cut, difference, resized, save_cut, zero
+from jaxslim.prune import Pruned, apply_plan, difference, save_cut, tolerance, zero
 from jaxslim.report import Report, SweepRow
 from jaxslim.selection import Plan, plan
 from jaxslim.sparsity import bn_scales
-
-RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 class Cut(NamedTuple):
@@ -47,7 +45,7 @@ def sweep(
     """Cut `loaded` at each ratio and measure the accuracy on the test images, without fine-tuning.
 
     The full network with the channels at zero stands in for the cut one, so that all ratios share one compiled
-    evaluation; a network with inexact units, where the two differ, is evaluated cut.
+    evaluation; a network where the two differ is evaluated cut.
 
     Args:
       loaded: of `checkpoint.load`.
@@ -74,13 +72,16 @@ def sweep(
     def on_test(network: Any) -> Callable[[Any], steps.Evaluation]:
         return steps.evaluator(config, network, mesh, images.test_images, images.test_labels)
 
+    def gap(pruned: Pruned) -> float:
+        return difference(module, variables, pruned, graph, sample)
+
     full = on_test(module)
-    for ratio, chosen in zip(ratios, plans, strict=True):
-        smaller = cut(graph, variables, chosen)
-        pruned = Pruned(resized(module, smaller), smaller, chosen)
-        params, macs = count(pruned.module.apply, smaller, sample)
-        exact = bool(graph.exact[~chosen.keep].all())
-        really = on_test(pruned.module)(smaller).accuracy if verify or not exact else None
+    networks = [apply_plan(module, variables, graph, chosen, sample) for chosen in plans]
+    agrees = gap(networks[int(np.argmax(ratios))]) <= tolerance(module)
+    for ratio, chosen, pruned in zip(ratios, plans, networks, strict=True):
+        params, macs = count(pruned.module.apply, pruned.variables, sample)
+        exact = agrees and bool(graph.exact[~chosen.keep].all())
+        really = on_test(pruned.module)(pruned.variables).accuracy if verify or not exact else None
         accuracy = full(zero(graph, variables, chosen)).accuracy if exact else really
         assert accuracy is not None
         yield Cut(
@@ -92,7 +93,7 @@ def sweep(
                 kept={layer.name: layer.after for layer in chosen.layers},
                 protected=chosen.protected,
                 verified_accuracy=really,
-                logits_difference=difference(module, variables, pruned, graph, sample) if verify else None,
+                logits_difference=gap(pruned) if verify else None,
                 widths=getattr(pruned.module, "widths", None),
             ),
             pruned,
@@ -120,6 +121,8 @@ def study(
     Raises:
       InputError: a checkpoint or the data cannot be used, or a ratio cannot be met.
     """
+    if not next(place for place in (out.absolute(), *out.absolute().parents) if place.exists()).is_dir():
+        raise InputError(f"{out} cannot be a folder, since a file is in its place; choose another --out.")
     loaded = load(path)
     config = training_config(loaded.meta, data_dir=data_dir)
     images = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)
@@ -135,7 +138,12 @@ def study(
             accuracy = _finetune(path, row.ratio, min_channels, finetune_epochs, config, out)
             row = dataclasses.replace(row, finetuned_accuracy=accuracy)
         rows.append(row)
-    notes = {"checkpoint": path, "data": f"{len(images.test_labels)} test images of {images.name}", **machine()}
+    notes = {
+        "checkpoint": path,
+        "best": f"of a run, chosen on {config.chosen_on}",
+        "data": f"{len(images.test_labels)} test images of {images.name}",
+        **machine(),
+    }
     return Report(title=f"Ratio sweep of {config.name}", sweep=tuple(rows), channels=before, scales=scales, notes=notes)
 
 
@@ -153,6 +161,12 @@ def _finetune(path: str, ratio: float, min_channels: int, epochs: int, config: T
     folder = out.absolute() / f"ratio-{ratio:g}"
     if not folder.exists():
         save_cut(path, folder, ratio, min_channels=min_channels)
+    there, source = read_meta(folder), read_meta(find(path))
+    parent = {"path": str(find(path)), **{name: source.get(name) for name in ("kind", "epoch", "metrics")}}
+    if there.get("parent") != parent or there["plan"]["min_channels"] != min_channels:
+        raise InputError(
+            f"{folder} was cut from another checkpoint or with another min_channels; choose another --out."
+        )
     changes: dict[str, Any] = {"name": f"ratio-{ratio:g}-finetuned", "workdir": f"{folder}-finetuned"}
     tuned = dataclasses.replace(config, **changes, epochs=epochs, l1=0.0, init_from=str(folder))
     return train(tuned).metrics["accuracy"]

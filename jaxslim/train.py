@@ -24,9 +24,9 @@ def main(argv: list[str]) -> None:
         description=DESCRIPTION,
     )
     if not named:
-        print(
-            f"No CONFIG given: training on the built-in digits with sparsity. For CIFAR-10: {CIFAR_CONFIGS}", flush=True
-        )
+        images = "the built-in digits" if config.dataset == "digits" else config.dataset
+        how = "with" if config.l1 else "without"
+        print(f"No CONFIG given: training on {images} {how} sparsity. For CIFAR-10: {CIFAR_CONFIGS}", flush=True)
 
     from jaxslim.loop import train
 

@@ -10,6 +10,7 @@ import tyro
 
 from jaxslim.cli import load_config, run
 from jaxslim.config import TrainConfig
+from jaxslim.errors import InputError
 
 HOME = Path(__file__).resolve().parents[1]
 
@@ -30,7 +31,11 @@ def main(argv: list[str]) -> None:
     """The command."""
     options = tyro.cli(Options, args=argv, prog="scripts/demo")
     out, folder = options.out.absolute(), options.out.absolute() / "report"
-    if (folder / "report.md").exists():
+    if not 0 < options.ratio < 1:
+        raise InputError(f"The ratio is {options.ratio}; it must lie in (0, 1), for example 0.7.")
+    command = " ".join(["scripts/demo", *argv])
+    old = folder / "report.md"
+    if old.exists() and f"- command: {command}" in old.read_text().splitlines():
         print((folder / "report.md").read_text())
         print(f"Done before; delete {out} to start over. Report: {folder}/report.md")
         return
@@ -71,7 +76,7 @@ def main(argv: list[str]) -> None:
         ("Fine-tuned", tuned.metrics["accuracy"], cut_row),
     )
     rows = tuple(report.Stage(name=n, accuracy=a, params=size.params, macs=size.macs) for n, a, size in stages)
-    notes = {**result.notes, "run time": f"{time.perf_counter() - started:.0f} s", "command": "scripts/demo"}
+    notes = {**result.notes, "run time": f"{time.perf_counter() - started:.0f} s", "command": command}
     result = dataclasses.replace(result, title="Network slimming on handwritten digits", stages=rows, notes=notes)
     announce("what was measured")
     report.show(result)

@@ -7,6 +7,7 @@ from pathlib import Path
 import tyro
 
 from jaxslim.cli import run
+from jaxslim.config import RATIOS
 from jaxslim.errors import InputError
 
 
@@ -16,10 +17,10 @@ class Options:
 
     checkpoint: tyro.conf.Positional[str]
     """Folder of a checkpoint, RUN/best, RUN/latest, or a run, which stands for its latest."""
-    ratios: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    ratios: tuple[float, ...] = RATIOS
     """Shares of the channels to cut."""
     out: str | None = None
-    """Folder of the report; by default `sweep` beside the run's checkpoints."""
+    """Folder of the report; by default RUN-sweep beside the run."""
     finetune_epochs: int = 0
     """Also fine-tune the network of each ratio for so many epochs, by the checkpoint's own recipe without sparsity."""
     verify: bool = False

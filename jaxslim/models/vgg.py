@@ -18,7 +18,7 @@ class VGG(nn.Module):
     variance, where PyTorch takes the unbiased one.
 
     Args of `apply`: images float (n, height, width, channels); `train` uses and updates batch statistics. Returns
-    float32 logits (n, num_classes).
+    logits (n, num_classes) in float32, or in `dtype` where that is more precise.
     """
 
     widths: Sequence[int | str]
@@ -57,7 +57,7 @@ class VGG(nn.Module):
             layer += 1
         x = x.mean((1, 2))
         x = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), name="classifier")(x)
-        return x.astype(jnp.float32)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def resized(self, variables: Mapping[str, Any]) -> "VGG":
         """The VGG whose parameters have the shapes of `variables`, for example after a cut."""

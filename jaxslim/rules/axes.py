@@ -5,7 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from jaxslim.rules.walk import FIXED, FREE, Rule, Value, Walk, fix_axes, live, opaque, settle, unknown
+from jaxslim.rules.walk import (
+    FIXED,
+    FREE,
+    Rule,
+    Value,
+    Walk,
+    depends_on,
+    fix_axes,
+    lines,
+    live,
+    opaque,
+    repeat_factor,
+    settle,
+    unknown,
+)
 
 
 def _pass(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
@@ -89,20 +103,25 @@ def _reshape(walk: Walk, eqn: Any, value: Value, *_: Value) -> list[Value]:
 
 
 def _merge(walk: Walk, ids: list[np.ndarray], dead: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """One axis out of several: the ids of the only live factor, repeated; all fixed where two factors are live."""
+    """One axis out of several: the ids of the only live factor, repeated.
+
+    Where several may be live (a kernel's window is, until something fixes it), what the rest of the program ties
+    together decides, so it is left to the end.
+    """
     lengths = [len(axis) for axis in ids]
-    if not ids:
-        return np.full(1, FREE), unknown(1)
-    moving = [k for k, axis in enumerate(ids) if np.any(axis != FIXED)]
-    alive = [k for k in moving if live(ids[k])]
+    n = math.prod(lengths)
+    alive = [k for k, axis in enumerate(ids) if live(axis)]
+    free = [k for k, axis in enumerate(ids) if np.all(axis == FREE)]
     if len(alive) > 1:
-        for k in alive:
-            walk.fix(settle(ids[k]))
-    if len(alive) > 1 or not moving:
-        return np.full(math.prod(lengths), FIXED), unknown(math.prod(lengths))
-    k = alive[0] if alive else moving[0]
-    before, after = math.prod(lengths[:k]), math.prod(lengths[k + 1 :])
-    return np.tile(np.repeat(ids[k], after), before), np.tile(np.repeat(dead[k], after), before)
+        return walk.defer_merge(ids), unknown(n)
+    if not alive and math.prod(lengths[k] for k in free) == n:
+        return np.full(n, FREE), unknown(n)
+    if not alive and len(free) == 1:  # so many copies as fit: every fixed index has equally many
+        ids = [walk.fresh(len(axis)) if k in free else axis for k, axis in enumerate(ids)]
+        alive = free
+    if not alive:
+        return np.full(n, FIXED), unknown(n)
+    return repeat_factor(ids, alive[0]), repeat_factor(dead, alive[0])
 
 
 def _spread(walk: Walk, ids: np.ndarray, dead: np.ndarray, lengths: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -113,14 +132,13 @@ def _spread(walk: Walk, ids: np.ndarray, dead: np.ndarray, lengths: list[int]) -
         free = FREE if np.all(ids == FREE) else FIXED
         return [(own, held) if i == k else (np.full(n, free), unknown(n)) for i, n in enumerate(lengths)]
 
-    for k in reversed(range(len(lengths))):
-        line = np.moveaxis(grid, k, -1).reshape(-1, lengths[k])
-        if np.all(line == line[0]):
-            return result(k, line[0], np.moveaxis(dead.reshape(lengths), k, -1).reshape(-1, lengths[k])[0])
-    rows = ids.reshape(-1, lengths[-1])
-    walk.tie(ids, len(rows), across=0)
-    held = dead.reshape(rows.shape)
-    return result(len(lengths) - 1, rows[0], np.where(np.all(held == held[0], axis=0), held[0], math.nan))
+    last = len(lengths) - 1
+    k = next((k for k in reversed(range(len(lengths))) if depends_on(grid, k)), None)
+    if k is None:
+        k = last
+        walk.tie(ids, math.prod(lengths[:last]), across=0)
+    own, held = (lines(array.reshape(lengths), k) for array in (ids, dead))
+    return result(k, own[0], np.where(np.all(held == held[0], axis=0), held[0], math.nan))
 
 
 def _concatenate(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
@@ -131,13 +149,17 @@ def _concatenate(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
             ids.append(np.concatenate([settle(value.ids[axis]) for value in ins]))
             dead.append(np.concatenate([value.dead[axis] for value in ins]))
             continue
-        joined, held = ins[0].ids[axis], ins[0].dead[axis]
+        joined, held = ins[0].ids[axis], _held(ins[0], axis)
         for value in ins[1:]:
             joined = walk.unite(joined, value.ids[axis])
-            held = np.where(held == value.dead[axis], held, math.nan)
+            held = np.where(held == _held(value, axis), held, math.nan)
         ids.append(joined)
         dead.append(held)
     return [Value(tuple(ids), tuple(dead))]
+
+
+def _held(value: Value, axis: int) -> np.ndarray:
+    return np.where(np.isnan(value.dead[axis]), value.const, value.dead[axis])
 
 
 def _cut_axis(walk: Walk, name: str, ids: np.ndarray, start: int, limit: int, stride: int) -> None:

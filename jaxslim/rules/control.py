@@ -39,8 +39,7 @@ def _same_held(one: Value, other: Value) -> bool:
 
 
 def _scan(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
-    n_consts, n_carry = eqn.params["num_consts"], eqn.params["num_carry"]
-    consts, start, scanned = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
+    consts, start, scanned = _scan_inputs(eqn.params, ins)
     slices = []
     for value in scanned:
         walk.fix(settle(value.ids[0]))
@@ -53,13 +52,23 @@ def _scan(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
     def body(carry: list[Value]) -> list[Value]:
         nonlocal stacked
         outs = walk.follow(eqn.params["jaxpr"], [*consts, *carry, *slices])
-        stacked = outs[n_carry:]
-        return outs[:n_carry]
+        stacked = outs[len(start) :]
+        return outs[: len(start)]
 
-    carry = _loop(walk, body, list(start))
+    carry = _loop(walk, body, start)
     n = eqn.params["length"]
     rows = [Value((np.full(n, FIXED), *v.ids), (unknown(n), *v.dead), v.const) for v in stacked]
     return [*carry, *rows]
+
+
+def _scan_inputs(params: Any, ins: tuple[Value, ...]) -> tuple[list[Value], list[Value], list[Value]]:
+    """Constants, carry and what is scanned; JAX 0.12 describes them by a tree, JAX 0.10 by two numbers."""
+    if "ft_in" in params:
+        consts, carry, scanned = params["ft_in"].update(ins).unpack()
+        return list(consts), list(carry), list(scanned)
+    carry_at = params["num_consts"]
+    scanned_at = carry_at + params["num_carry"]
+    return list(ins[:carry_at]), list(ins[carry_at:scanned_at]), list(ins[scanned_at:])
 
 
 def _while(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:

@@ -17,7 +17,8 @@ def _product(a: Any, b: Any) -> Any:
 
 
 def _quotient(a: Any, b: Any) -> Any:
-    return np.where((a == 0) & (b != 0), 0.0, np.divide(a, b))
+    """Nothing is known of what is divided by zero, and its product with zero is not zero."""
+    return np.where(b == 0, np.where(a == 0, math.nan, math.inf), np.where(a == 0, 0.0, np.divide(a, b)))
 
 
 def _select(_: Any, *cases: Any) -> Any:
@@ -113,11 +114,17 @@ _VALUELESS = [
 ]
 
 
-def _elementwise(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
+def _evaluator(eqn: Any) -> Callable[..., Any]:
     name = eqn.primitive.name
-    evaluate = _VALUES.get(name, lambda *_: math.nan)
     if name == "integer_pow":
-        evaluate = lambda a: np.power(a, float(eqn.params["y"]))  # noqa: E731
+        return lambda a: np.power(a, float(eqn.params["y"]))
+    if name == "convert_element_type" and np.dtype(eqn.params["new_dtype"]).kind not in "fcV":
+        return lambda a: np.where(a == 0, 0.0, math.nan)  # rounded or compared with zero
+    return _VALUES.get(name, lambda *_: math.nan)
+
+
+def _elementwise(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
+    evaluate = _evaluator(eqn)
     shape = eqn.outvars[0].aval.shape
     ids, dead = [], []
     with np.errstate(all="ignore"):

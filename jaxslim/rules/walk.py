@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.extend import core
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 FIXED = 0  # id of everything that cannot be cut
 FREE = -1  # id of an axis made by broadcasting: it takes the length of whatever it meets
@@ -54,6 +56,7 @@ class Walk:
         self.left: list[np.ndarray] = []
         self.right: list[np.ndarray] = []
         self.inexact: list[np.ndarray] = []
+        self.merges: list[tuple[list[np.ndarray], np.ndarray]] = []
         self.opaque: dict[str, None] = {}
         self.reads: dict[int, None] = {}
         self.vectors: set[int] = set()
@@ -118,6 +121,46 @@ class Walk:
         first = grid[:1] if across == 0 else grid[:, :1]
         return self.unite(np.broadcast_to(first, grid.shape).reshape(-1), ids)
 
+    def defer_merge(self, factors: list[np.ndarray]) -> np.ndarray:
+        """New ids for the merger of several axes of which more than one may be live; `settle_merges` decides."""
+        factors = [settle(axis) for axis in factors]
+        merged = self.fresh(math.prod(map(len, factors)))
+        self.merges.append((factors, merged))
+        return merged
+
+    def settle_merges(self) -> None:
+        """Tie each deferred merger to the one factor that it moves with; fix all of it where there is no such one."""
+        while self.merges:
+            group = self.components()
+            left = [merge for merge in self.merges if not self._settle_merge(group, *merge)]
+            if len(left) == len(self.merges):
+                for ids in (*left[0][0], left[0][1]):
+                    self.fix(ids)
+                self.opaque["reshape"] = None
+                left = left[1:]
+            self.merges = left
+
+    def _settle_merge(self, group: np.ndarray, factors: list[np.ndarray], merged: np.ndarray) -> bool:
+        alive = [k for k, axis in enumerate(factors) if np.any(group[axis] != group[FIXED])]
+        grid = group[merged].reshape([len(axis) for axis in factors])
+        if np.all(grid == group[FIXED]):
+            alive = []
+        if len(alive) > 1:
+            alive = [k for k in alive if depends_on(grid, k)]
+            if len(alive) != 1:
+                return False
+        for k, axis in enumerate(factors):
+            if k not in alive:
+                self.fix(axis)
+        self.unite(merged, repeat_factor(factors, alive[0]) if alive else np.full(len(merged), FIXED))
+        return True
+
+    def components(self) -> np.ndarray:
+        """Number of the connected component of each id."""
+        left, right = (np.concatenate([*side, np.zeros(0, np.int64)]) for side in (self.left, self.right))
+        edges = coo_array((np.ones(len(left), bool), (left, right)), shape=(self.size, self.size))
+        return connected_components(edges, directed=False)[1]
+
     def contract(self, a: np.ndarray, dead_a: np.ndarray, b: np.ndarray, dead_b: np.ndarray) -> None:
         """Sum over a pair of axes: tied, and exact where one side is zero for dropped channels."""
         ids = self.unite(settle(a), settle(b))
@@ -127,6 +170,23 @@ class Walk:
 def settle(ids: np.ndarray) -> np.ndarray:
     """Free indices become fixed: here their length matters."""
     return np.where(ids == FREE, FIXED, ids)
+
+
+def repeat_factor(factors: list[np.ndarray], k: int) -> np.ndarray:
+    """Factor `k` of a merged axis, repeated along the others."""
+    lengths = [len(axis) for axis in factors]
+    return np.tile(np.repeat(factors[k], math.prod(lengths[k + 1 :])), math.prod(lengths[:k]))
+
+
+def lines(grid: np.ndarray, k: int) -> np.ndarray:
+    """All lines of a grid along axis `k`, as rows."""
+    return np.moveaxis(grid, k, -1).reshape(-1, grid.shape[k])
+
+
+def depends_on(grid: np.ndarray, k: int) -> bool:
+    """Whether a grid changes along axis `k` alone."""
+    rows = lines(grid, k)
+    return bool(np.all(rows == rows[0]))
 
 
 def live(ids: np.ndarray) -> bool:

@@ -1,0 +1,267 @@
+"""Cutting: the narrower VGG, what `cut` leaves alone, what it refuses, and the package's public names."""
+
+import importlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import draw
+
+import jaxslim
+
+WIDTHS = (4, "M", 6, 5, "M")
+
+
+def vgg(seed: int = 0, widths: Any = WIDTHS) -> tuple[jaxslim.VGG, Any]:
+    module = jaxslim.VGG(widths, num_classes=3)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    rng = np.random.default_rng(seed)
+
+    def fill(path: Any, leaf: Any) -> np.ndarray:
+        return draw(rng, path[-1].key, leaf.shape).astype(np.float32)
+
+    return module, jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def images(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(2, 8, 8, 3)).astype(np.float32)
+
+
+def assert_cut_is_zeroed(module: Any, variables: Any, pruned: jaxslim.Pruned) -> None:
+    graph = jaxslim.trace(module.apply, variables, images())
+    zeroed = jax.jit(module.apply)(jaxslim.zero(graph, variables, pruned.plan), images())
+    logits = jax.jit(pruned.module.apply)(pruned.variables, images())
+    np.testing.assert_allclose(logits, zeroed, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=5)
+@given(st.floats(0, 0.79), st.integers(0, 99))
+def test_pruned_vgg_is_the_full_one_with_scale_and_bias_at_zero(ratio: float, seed: int) -> None:
+    module, variables = vgg(seed)
+    pruned = jaxslim.prune(module, variables, ratio, images())
+    assert pruned.plan.achieved == int(15 * ratio + 1e-9) / 15
+    widths = [layer.after for layer in pruned.plan.layers]
+    assert pruned.module == jaxslim.VGG((widths[0], "M", *widths[1:], "M"), num_classes=3)
+    assert_cut_is_zeroed(module, variables, pruned)
+
+
+def test_cost_of_a_pruned_vgg_by_hand() -> None:
+    module, variables = vgg()
+    pruned = jaxslim.prune(module, variables, 0.6, images())
+    a, b, c = (layer.after for layer in pruned.plan.layers)
+    assert jaxslim.count(pruned.module.apply, pruned.variables, images()) == (
+        9 * (3 * a + a * b + b * c) + 2 * (a + b + c) + 3 * c + 3,
+        9 * (64 * 3 * a + 16 * a * b + 16 * b * c) + 3 * c,
+    )
+
+
+def test_one_survivor_a_layer_is_enough() -> None:
+    module, variables = vgg()
+    pruned = jaxslim.prune(module, variables, 12 / 15, images())
+    assert pruned.module.widths == (1, "M", 1, 1, "M")
+    assert pruned.variables["params"]["bn1"]["scale"].shape == (1,)
+    assert_cut_is_zeroed(module, variables, pruned)
+    again = jaxslim.prune(pruned.module, pruned.variables, 0.0, images())
+    assert again.module == pruned.module
+
+
+def test_the_best_channels_survive_with_all_that_is_theirs() -> None:
+    module, variables = vgg()
+    params = variables["params"]
+    params["bn0"]["scale"] = np.array([0.1, -0.9, 0.2, 0.8], np.float32)
+    pruned = jaxslim.prune(module, variables, None, images(), threshold=0.5, leave=["bn1", "bn2"])
+    assert pruned.module.widths == (2, "M", 6, 5, "M")
+    small = pruned.variables
+    np.testing.assert_array_equal(small["params"]["conv0"]["kernel"], params["conv0"]["kernel"][..., [1, 3]])
+    np.testing.assert_array_equal(small["params"]["conv1"]["kernel"], params["conv1"]["kernel"][:, :, [1, 3]])
+    np.testing.assert_array_equal(small["params"]["bn0"]["bias"], params["bn0"]["bias"][[1, 3]])
+    for name in ("mean", "var"):
+        stats = variables["batch_stats"]["bn0"][name]
+        np.testing.assert_array_equal(small["batch_stats"]["bn0"][name], stats[[1, 3]])
+    # The reference drops the classifier's bias; here it stays.
+    np.testing.assert_array_equal(small["params"]["classifier"]["bias"], params["classifier"]["bias"])
+
+
+def test_options_reach_the_plan() -> None:
+    module, variables = vgg()
+    pruned = jaxslim.prune(module, variables, 0.2, images(), min_channels=3, multiple_of=2, leave=["bn2"])
+    assert all(layer.after in (4, 5, 6) for layer in pruned.plan.layers)
+    assert pruned.plan.layers[2].after == 5
+
+
+def test_a_module_that_cannot_be_resized_says_how() -> None:
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return nn.Dense(2)(nn.BatchNorm(use_running_average=True)(nn.Dense(4)(x)).mean((1, 2)))
+
+    variables = jax.eval_shape(Plain().init, jax.random.key(0), images())
+    variables = jax.tree.map(lambda leaf: np.arange(leaf.size, dtype=np.float32).reshape(leaf.shape), variables)
+    with pytest.raises(jaxslim.InputError, match=r"Plain does not say how .*: give it a method resized\(variables\)"):
+        jaxslim.prune(Plain(), variables, 0.5, images())
+
+
+def halved() -> tuple[jaxslim.ChannelGraph, Any, jaxslim.Plan]:
+    module, variables = vgg()
+    graph = jaxslim.trace(module.apply, variables, images())
+    return graph, variables, jaxslim.plan(graph, jaxslim.bn_scales(variables), 0.5)
+
+
+def test_cut_keeps_types_and_touches_nothing() -> None:
+    graph, variables, plan = halved()
+    before = jax.tree.map(np.copy, variables)
+    for dtype in (np.float32, jnp.bfloat16, np.float16):
+        small = jaxslim.cut(graph, jax.tree.map(lambda leaf, to=dtype: leaf.astype(to), variables), plan)
+        assert {(type(leaf), leaf.dtype) for leaf in jax.tree.leaves(small)} == {(np.ndarray, np.dtype(dtype))}
+    on_device = jaxslim.cut(graph, jax.tree.map(jnp.asarray, variables), plan)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(on_device))
+    jax.tree.map(np.testing.assert_array_equal, on_device, jaxslim.cut(graph, variables, plan))
+    jax.tree.map(np.testing.assert_array_equal, variables, before)
+
+
+def test_cut_works_inside_jit_and_on_shapes() -> None:
+    graph, variables, plan = halved()
+    small = jaxslim.cut(graph, variables, plan)
+    inside = jax.jit(lambda tree: jaxslim.cut(graph, tree, plan))(variables)
+    jax.tree.map(np.testing.assert_array_equal, inside, small)
+    shapes = jaxslim.cut(graph, jax.eval_shape(lambda: jax.tree.map(jnp.asarray, variables)), plan)
+    assert shapes == jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), small)
+
+
+def test_zero_blanks_vectors_only_and_keeps_shapes() -> None:
+    graph, variables, plan = halved()
+    zeroed = jaxslim.zero(graph, variables, plan)
+    gone = ~plan.keep[graph.units[graph.find(("params", "bn1", "scale"))][0]]
+    assert gone.any()
+    for name in ("scale", "bias"):
+        expected = np.where(gone, 0, variables["params"]["bn1"][name])
+        np.testing.assert_array_equal(zeroed["params"]["bn1"][name], expected)
+    np.testing.assert_array_equal(zeroed["params"]["conv1"]["kernel"], variables["params"]["conv1"]["kernel"])
+
+
+def test_scalars_and_integers_that_are_not_traced_pass() -> None:
+    graph, variables, plan = halved()
+    tree = {"step": 7, "rate": jnp.float32(0.1), "seed": np.arange(3), "params": variables["params"], "none": None}
+    small = jaxslim.cut(graph, tree, plan)
+    assert (small["step"], small["none"]) == (7, None)
+    np.testing.assert_array_equal(small["seed"], np.arange(3))
+    assert small["params"]["bn0"]["scale"].size < 4
+
+
+@pytest.mark.parametrize("act", [jaxslim.cut, jaxslim.zero])
+def test_trees_of_other_networks_are_refused(act: Any) -> None:
+    graph, variables, plan = halved()
+    with pytest.raises(
+        jaxslim.InputError, match=r"extra/kernel \(3, 4\) is none of the traced variables; cut the tree"
+    ):
+        act(graph, {"extra": {"kernel": np.ones((3, 4))}}, plan)
+    other = {"params": {"bn0": {"scale": np.ones(5)}}}
+    with pytest.raises(
+        jaxslim.InputError,
+        match=r"params/bn0/scale has shape \(5,\), where .* was traced with shape \(4,\); cut a tree",
+    ):
+        act(graph, other, plan)
+    module, wider = vgg(widths=(4, "M", 7, 5, "M"))
+    foreign = jaxslim.trace(module.apply, wider, images())
+    with pytest.raises(jaxslim.InputError, match="The plan is for 15 units and the graph has 16; trace the network"):
+        act(foreign, wider, plan)
+    small = jaxslim.cut(graph, variables, plan)
+    with pytest.raises(jaxslim.InputError, match=r"has shape .* was traced with shape"):
+        act(graph, small, plan)
+
+
+def test_a_name_in_two_collections_is_refused_where_they_are_cut_differently() -> None:
+    tree = {"a": {"w": np.ones((3, 4)), "v": np.ones(4)}, "b": {"w": np.ones((4, 2)), "v": np.ones(4)}}
+    graph = jaxslim.trace(
+        lambda t, x: (x @ t["a"]["w"] * t["a"]["v"][None] * t["b"]["v"][None]) @ t["b"]["w"], tree, np.ones((1, 3))
+    )
+    plan = jaxslim.plan(graph, {"a": {"v": np.arange(4.0)}}, 0.5)
+    assert jaxslim.cut(graph, tree, plan)["b"]["w"].tolist() == [[1, 1], [1, 1]]
+    assert graph.find(("v",)) == 1  # the same fate in both
+    with pytest.raises(jaxslim.InputError, match="w can mean a/w and b/w; pass the tree with its collections"):
+        jaxslim.cut(graph, {"w": np.ones((3, 4))}, plan)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The package.
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_the_package_imports_none_of_the_heavy_ones() -> None:
+    heavy = ("jax", "flax", "optax", "orbax", "tensorflow_datasets", "numpy", "matplotlib")
+    assert python(f"import sys, jaxslim; print([name for name in {heavy} if name in sys.modules])") == "[]"
+
+
+def test_the_submodule_prune_can_be_called_like_the_function() -> None:
+    assert (
+        python(
+            "import jaxslim.prune, jaxslim\n"
+            "for prune in (jaxslim.prune, jaxslim.prune.prune):\n"
+            "    try:\n"
+            "        prune(object(), {'params': {}}, 0.5, None)\n"
+            "    except AttributeError as error:\n"
+            "        print(error)\n"
+        ).splitlines()
+        == ["'object' object has no attribute 'apply'"] * 2
+    )
+    assert callable(importlib.import_module("jaxslim.prune"))
+    assert callable(jaxslim.prune)
+
+
+MODELS = ["VGG", "vgg11", "vgg13", "vgg16", "vgg19"]
+STEPS = [
+    "trace",
+    "bn_scales",
+    "bn_scale_mask",
+    "plan",
+    "cut",
+    "zero",
+    "prune",
+    "count",
+    "l1_subgradient",
+    "save",
+    "load",
+]
+RESULTS = ["ChannelGraph", "Plan", "Pruned", "Cost", "Loaded", "InputError"]
+
+
+def test_public_names() -> None:
+    for name in (*MODELS, *STEPS, *RESULTS):
+        assert getattr(jaxslim, name) is not None
+        assert name in dir(jaxslim)
+    assert issubclass(jaxslim.InputError, ValueError)
+    with pytest.raises(AttributeError, match="module 'jaxslim' has no attribute 'prnue'"):
+        _ = jaxslim.prnue
+
+
+class Maxout(nn.Module):
+    """Takes its pairs from a reshape that the narrower network has no room for."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(self.width)(x))
+        return nn.Dense(3)(x.reshape(len(x), 4, 2).max(1))
+
+    def resized(self, variables: Any) -> "Maxout":
+        return self.clone(width=variables["params"]["Dense_0"]["kernel"].shape[-1])
+
+
+def test_a_network_that_cannot_be_applied_after_the_cut_is_refused() -> None:
+    module = Maxout(8)
+    variables = module.init(jax.random.key(0), np.ones((1, 3)))
+    with pytest.raises(jaxslim.InputError, match=r"Maxout cannot be applied after the cut .*Name the layers concerned"):
+        jaxslim.prune(module, variables, 0.5, np.ones((1, 3)))

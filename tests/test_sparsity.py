@@ -1,0 +1,145 @@
+"""The L1 pull and its aim against the formula written out by hand."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import jaxslim
+
+
+class Normed(nn.Module):
+    """All kinds of norms, of which two are BatchNorms with a scale."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = nn.BatchNorm(use_running_average=True)(nn.Dense(4)(x))
+        x = nn.GroupNorm(2)(nn.LayerNorm()(x))
+        x = nn.BatchNorm(use_running_average=True, use_scale=False, name="bare")(x)
+        return nn.Sequential([nn.Dense(3), nn.BatchNorm(use_running_average=True, name="inner")])(x)
+
+
+def variables() -> Any:
+    shapes = jax.eval_shape(Normed().init, jax.random.key(0), jnp.ones((2, 5)))
+    return jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+
+
+def scales(*values: float) -> Any:
+    return {"bn": {"scale": jnp.array(values), "bias": jnp.ones(len(values))}, "w": jnp.full((2, 2), 3.0)}
+
+
+MASK = {"bn": {"scale": True, "bias": False}, "w": False}
+
+
+@given(hnp.arrays(np.float32, 6, elements=st.floats(-2, 2, width=32)), st.floats(0, 1))
+def test_l1_adds_strength_times_sign_to_what_the_mask_names(scale: np.ndarray, strength: float) -> None:
+    params = scales(*scale)
+    grads = jax.tree.map(lambda p: 0.25 * jnp.ones_like(p), params)
+    tx = jaxslim.l1_subgradient(strength, MASK)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates["bn"]["scale"], 0.25 + strength * np.sign(scale), rtol=1e-6)
+    np.testing.assert_array_equal(updates["bn"]["bias"], 0.25)
+    np.testing.assert_array_equal(updates["w"], 0.25)
+
+
+def test_l1_is_the_gradient_of_the_penalty() -> None:
+    params = scales(0.5, -2.0, 1e-3)
+    tx = jaxslim.l1_subgradient(1e-2, MASK)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    by_autodiff = jax.grad(lambda p: 1e-2 * jnp.abs(p["bn"]["scale"]).sum())(params)
+    jax.tree.map(np.testing.assert_allclose, updates, by_autodiff)
+
+
+def test_a_scale_at_zero_stays() -> None:
+    params = scales(0.0, -0.0)
+    tx = jaxslim.l1_subgradient(0.5, MASK)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    np.testing.assert_array_equal(updates["bn"]["scale"], 0.0)
+
+
+def test_mask_may_be_a_function_or_a_prefix() -> None:
+    params = scales(1.0, -1.0)
+    grads = jax.tree.map(jnp.zeros_like, params)
+    tx = jaxslim.l1_subgradient(0.5, lambda p: jax.tree.map(lambda leaf: leaf.ndim == 1, p))
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_array_equal(updates["bn"]["scale"], [0.5, -0.5])
+    np.testing.assert_array_equal(updates["bn"]["bias"], 0.5)
+    tx = jaxslim.l1_subgradient(0.5, {"bn": True, "w": False})
+    prefixed, _ = tx.update(grads, tx.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, prefixed, updates)
+
+
+def test_l1_comes_before_weight_decay_and_momentum() -> None:
+    """Two steps of the reference's optimizer, written out: v = 0.9 v + (g + lambda sign(p) + decay p); p -= lr v."""
+    strength, decay, rate = 1e-2, 1e-1, 0.5
+    tx = optax.chain(
+        jaxslim.l1_subgradient(strength, MASK), optax.add_decayed_weights(decay), optax.sgd(rate, momentum=0.9)
+    )
+    params = scales(0.7, -0.3)
+    state = tx.init(params)
+    expected, velocity = np.array([0.7, -0.3]), np.zeros(2)
+    for step in range(2):
+        grads = jax.tree.map(lambda p, g=step + 1.0: g * jnp.ones_like(p), params)
+        updates, state = jax.jit(tx.update)(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        velocity = 0.9 * velocity + (step + 1.0) + strength * np.sign(expected) + decay * expected
+        expected = expected - rate * velocity
+    np.testing.assert_allclose(params["bn"]["scale"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_l1_keeps_the_type_of_the_updates(dtype: Any) -> None:
+    params = scales(1.0, -1.0)
+    for of_params in (dtype, jnp.float32):
+        cast = jax.tree.map(lambda p, to=of_params: p.astype(to), params)
+        grads = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params)
+        tx = jaxslim.l1_subgradient(0.5, MASK)
+        updates, _ = tx.update(grads, tx.init(cast), cast)
+        assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+        np.testing.assert_array_equal(updates["bn"]["scale"].astype(np.float32), [0.5, -0.5])
+
+
+@pytest.mark.parametrize("strength", [-1e-4, float("nan")])
+def test_l1_refuses_strengths_that_are_none(strength: float) -> None:
+    with pytest.raises(jaxslim.InputError, match=r"The L1 strength is .*; it must be a number of at least 0"):
+        jaxslim.l1_subgradient(strength, MASK)
+
+
+def test_l1_needs_the_parameters() -> None:
+    params = scales(1.0)
+    tx = jaxslim.l1_subgradient(0.5, MASK)
+    with pytest.raises(jaxslim.InputError, match=r"needs the parameters: call update\(gradients, state, params\)"):
+        tx.update(params, tx.init(params))
+
+
+def test_only_batch_norm_scales_are_picked() -> None:
+    tree = variables()
+    mask = jaxslim.bn_scale_mask(tree)
+    assert jax.tree.structure(mask) == jax.tree.structure(tree["params"])
+    picked = [jax.tree_util.keystr(path) for path, use in jax.tree_util.tree_leaves_with_path(mask) if use]
+    assert picked == ["['BatchNorm_0']['scale']", "['inner']['scale']"]
+
+
+def test_scores_are_absolute_scales_at_their_paths() -> None:
+    tree = variables()
+    tree["params"]["inner"]["scale"] = jnp.array([-0.5, 0.0, 2.0])
+    scores = jaxslim.bn_scales(tree)
+    found = {jax.tree_util.keystr(path): leaf.tolist() for path, leaf in jax.tree_util.tree_leaves_with_path(scores)}
+    assert found == {
+        "['params']['BatchNorm_0']['scale']": [1.0] * 4,
+        "['params']['inner']['scale']": [0.5, 0.0, 2.0],
+    }
+
+
+def test_scores_need_a_batch_norm() -> None:
+    tree = variables()
+    for without in ({"params": tree["params"]}, {"params": {}, "batch_stats": tree["batch_stats"]}):
+        with pytest.raises(jaxslim.InputError, match=r"hold no BatchNorm scale .*; pass both collections"):
+            jaxslim.bn_scales(without)
