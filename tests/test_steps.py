@@ -1,0 +1,366 @@
+"""Training and evaluation steps against PyTorch, numpy, hand-worked values, and eight devices against one."""
+
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_step
+from flax import linen as nn
+from flax import traverse_util
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from jaxslim import data, steps
+from jaxslim.config import TrainConfig
+from jaxslim.errors import InputError
+from jaxslim.models import VGG
+from jaxslim.sparsity import bn_scale_mask
+
+REFERENCE = dict(np.load(reference_step.FILE))
+COLOURS = {"mean": reference_step.MEAN, "std": reference_step.STD}
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+every_case = pytest.mark.parametrize("name", reference_step.CASES)
+every_l1 = pytest.mark.parametrize("l1", reference_step.L1)
+every_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
+
+
+def one_device() -> jax.sharding.Mesh:
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+
+
+def start(config: TrainConfig, module: Any, variables: Any, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+    """The state before the first step, and the step; an epoch is one step."""
+    tx = steps.optimizer(config, steps.learning_rates(config, 1), bn_scale_mask(variables))
+    state = steps.TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables["params"]))
+    return jax.device_put(state, steps.shardings(mesh)[0]), steps.train_step(config, module, tx, mesh)
+
+
+# Against PyTorch
+
+
+@contextlib.contextmanager
+def precision(dtype: str) -> Iterator[None]:
+    """Everything in `dtype`, also the normalisation, which jaxslim does in float32."""
+    with jax.enable_x64(dtype == "float64"), pytest.MonkeyPatch.context() as patch:
+        if dtype == "float64":
+            row = functools.partial(np.reshape, shape=(1, 1, 1, 3))
+            patch.setattr(steps, "normalise", lambda x, mean, std: (x.astype(dtype) / 255 - row(mean)) / row(std))
+        yield
+
+
+@functools.cache
+def train(name: str, l1: float, dtype: str) -> dict[str, np.ndarray]:
+    """What `reference_step.train` computes, by jaxslim with the recipe that is its default."""
+    case = reference_step.CASES[name]
+    images, labels, batches, _ = reference_step.inputs(case)
+    config = TrainConfig(**COLOURS, pad=0, flip=False, l1=l1, epochs=4, batch_size=reference_step.BATCH)
+    history = []
+    with precision(dtype):
+        module = VGG(case.widths, reference_step.CLASSES, dtype=dtype)
+        variables = jax.tree.map(jnp.array, reference_step.variables(case, dtype))
+        state, step = start(config, module, variables, one_device())
+        for number, chosen in enumerate(batches, start=1):
+            state, sums = step(state, images, labels, chosen, jax.random.key(0))
+            assert int(state.step) == number
+            named = traverse_util.flatten_dict(state.variables, sep="/")
+            row = {name.partition("/")[2]: value for name, value in named.items()}
+            row |= {"loss": sums.loss / len(chosen), "correct": sums.correct}
+            history.append(jax.device_get(row))
+    return {array: np.stack([row[array] for row in history]) for array in history[0]}
+
+
+def with_unbiased_variance(found: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """Running variances of Flax, which averages biased ones, as PyTorch has them, which averages unbiased ones."""
+    case = reference_step.CASES[name]
+    weights = reference_step.inputs(case).weights
+    converted = dict(found)
+    for layer in range(3):  # a pooling stands before each but the first
+        count = reference_step.BATCH * (case.height >> layer) * (case.width >> layer)
+        array = f"bn{layer}/var"
+        of_start = np.outer(0.9 ** np.arange(1, 5), weights[array])
+        converted[array] = of_start + (found[array] - of_start) * count / (count - 1)
+    return converted
+
+
+def largest_difference(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    """Over all arrays and steps, relative to the largest magnitude in the array."""
+    assert found.keys() == expected.keys()
+    largest = 0.0
+    for array, values in expected.items():
+        assert found[array].shape == values.shape
+        for left, right in zip(found[array], values, strict=True):
+            largest = max(largest, np.abs(left - right).max() / max(np.abs(right).max(), 1e-30))
+    return largest
+
+
+def committed(name: str, l1: float) -> dict[str, np.ndarray]:
+    prefix = f"{name}/{l1}/"
+    return {key.removeprefix(prefix): value for key, value in REFERENCE.items() if key.startswith(prefix)}
+
+
+@every_case
+@every_l1
+@every_dtype
+def test_step_equals_reference_values(name, l1, dtype):
+    """Every parameter, running statistic and loss, after each of four steps with two drops of the learning rate."""
+    found = with_unbiased_variance(train(name, l1, dtype), name)
+    assert largest_difference(found, committed(name, l1)) < TOLERANCE[dtype]
+
+
+@every_case
+@every_l1
+@every_dtype
+def test_step_equals_pytorch(name, l1, dtype):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    found = with_unbiased_variance(train(name, l1, dtype), name)
+    assert largest_difference(found, reference_step.train(reference_step.CASES[name], l1, dtype)) < TOLERANCE[dtype]
+
+
+def test_reference_values_are_those_of_pytorch():
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    assert largest_difference(REFERENCE, reference_step.everything("float64")) < 1e-12
+
+
+def test_l1_pulls_on_scales_alone():
+    """One step apart from the same start: scales by rate * l1 * sign, nothing else, nothing at zero."""
+    without, pulled = train("even", 0.0, "float64"), train("even", 0.01, "float64")
+    for array, start_value in reference_step.inputs(reference_step.CASES["even"]).weights.items():
+        pull = 0.1 * 0.01 * np.sign(start_value) if array.endswith("/scale") else 0 * start_value
+        np.testing.assert_allclose(without[array][0] - pulled[array][0], pull, atol=1e-14)
+
+
+# Learning rates
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [(1, [1]), (4, [1, 1, 0.1, 0.01]), (5, [1, 1, 1, 0.1, 0.01]), (7, [1, 1, 1, 1, 0.1, 0.1, 0.01])],
+)
+def test_learning_rates_of_short_runs(epochs, expected):
+    """An epoch starts with the drops that lie before it; odd numbers of epochs miss none."""
+    rate = steps.learning_rates(TrainConfig(epochs=epochs), steps_per_epoch=3)
+    np.testing.assert_allclose(rate(np.arange(3 * epochs)), 0.1 * np.repeat(expected, 3), rtol=1e-6)
+
+
+def test_learning_rates_of_the_reference():
+    rate = steps.learning_rates(TrainConfig(), steps_per_epoch=500)
+    around = [0, 80 * 500 - 1, 80 * 500, 120 * 500 - 1, 120 * 500, 160 * 500 - 1]
+    np.testing.assert_allclose(rate(np.array(around)), [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
+
+
+@given(
+    epochs=st.integers(1, 100),
+    steps_per_epoch=st.integers(1, 3),
+    percents=st.lists(st.integers(1, 99), max_size=4),
+    factor=st.sampled_from([0.1, 0.5, 0.0, 2.0]),
+)
+@example(epochs=100, steps_per_epoch=1, percents=[55], factor=0.1)  # in floats 0.55 * 100 > 55
+def test_learning_rates(epochs, steps_per_epoch, percents, factor):
+    """In each epoch the rate has met the drops whose share of the run is over when it starts."""
+    drops = tuple(percent / 100 for percent in percents)
+    config = TrainConfig(epochs=epochs, lr_drops=drops, lr_drop_factor=factor)
+    numbers = np.arange(300)  # always as many, so that nothing compiles anew
+    found = np.broadcast_to(steps.learning_rates(config, steps_per_epoch)(numbers), numbers.shape)
+    for epoch in range(epochs):
+        met = sum(Fraction(percent, 100) * epochs <= epoch for percent in percents)
+        here = found[epoch * steps_per_epoch : (epoch + 1) * steps_per_epoch]
+        np.testing.assert_allclose(here, 0.1 * factor**met, rtol=1e-5)
+
+
+# Order
+
+
+@given(st.integers(0, 2**40), st.integers(0, 1000), st.integers(1, 60), st.integers(1, 20))
+def test_order(seed, epoch, count, batch_size):
+    batches = steps.order(seed, epoch, count, batch_size)
+    assert batches.shape == (count // batch_size, batch_size)
+    assert len(np.unique(batches)) == batches.size
+    assert np.isin(batches, np.arange(count)).all()
+    np.testing.assert_array_equal(batches, steps.order(seed, epoch, count, batch_size))
+
+
+def test_order_depends_on_seed_and_epoch():
+    orders = [steps.order(seed, epoch, 60, 60).tolist() for seed in range(3) for epoch in range(3)]
+    assert all(sorted(row) == list(range(60)) for ((*row,),) in orders)
+    assert len({str(row) for row in orders}) == 9
+
+
+def test_order_leaves_out_other_images_each_epoch():
+    assert {index for epoch in range(20) for index in steps.order(0, epoch, 7, 3).flat} == set(range(7))
+
+
+# Evaluation
+
+
+class Linear(nn.Module):
+    """Easy to compute in numpy."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(3)(images.reshape(len(images), -1))
+
+
+def linear_variables(seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    dense = {"kernel": rng.normal(size=(4 * 5 * 3, 3)) / 5, "bias": rng.normal(size=3)}
+    return {"params": {"Dense_0": {name: value.astype(np.float32) for name, value in dense.items()}}}
+
+
+def some_images(count: int, height: int = 4, width: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (count, height, width, 3), np.uint8), rng.integers(0, 3, count)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(10, 4), (12, 4), (3, 500), (1, 1)])
+def test_evaluator_equals_numpy(count, batch):
+    images, labels = some_images(count)
+    variables = linear_variables(1)
+    evaluate = steps.evaluator(TrainConfig(**COLOURS, eval_batch_size=batch), Linear(), one_device(), images, labels)
+    found = evaluate(variables)
+
+    dense = variables["params"]["Dense_0"]
+    logits = reference_step.normalised(images).reshape(count, -1) @ dense["kernel"] + dense["bias"]
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(count), labels]
+    assert found.loss == pytest.approx(losses.mean(), rel=1e-5)
+    assert found.accuracy == np.mean(logits.argmax(1) == labels)
+    assert type(found.loss) is type(found.accuracy) is float
+
+
+# Compilation and precision
+
+
+def compilations(caplog: pytest.LogCaptureFixture) -> int:
+    """How many steps were compiled under `jax.log_compiles`."""
+    return sum(record.getMessage().startswith("Compiling jit(step)") for record in caplog.records)
+
+
+def test_evaluator_compiles_once(caplog):
+    images, labels = some_images(10)
+    with jax.log_compiles():
+        evaluate = steps.evaluator(TrainConfig(**COLOURS, eval_batch_size=4), Linear(), one_device(), images, labels)
+        for seed in range(3):
+            evaluate(linear_variables(seed))
+            evaluate(jax.device_put(linear_variables(seed)))
+    assert compilations(caplog) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_train_step(dtype, caplog):
+    """It compiles once; parameters and statistics stay float32 in bfloat16, and the losses are close."""
+    case = reference_step.CASES["even"]
+    images, labels, batches, _ = reference_step.inputs(case)
+    module = VGG(case.widths, reference_step.CLASSES, dtype=dtype)
+    config = TrainConfig(**COLOURS, pad=0, flip=False, l1=0.01, epochs=4)
+    variables = jax.tree.map(jnp.array, reference_step.variables(case, "float32"))
+    state, step = start(config, module, variables, one_device())
+    losses = []
+    with jax.log_compiles():
+        for number, chosen in enumerate(batches):
+            state, sums = step(state, images, labels, chosen, jax.random.key(number))
+            losses.append(float(sums.loss) / len(chosen))
+    assert compilations(caplog) == 1
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((state.variables, sums.loss)))
+    assert module.apply(state.variables, jnp.zeros((1, 8, 8, 3))).dtype == jnp.float32
+    np.testing.assert_allclose(losses, committed("even", 0.01)["loss"], rtol={"float32": 1e-5, "bfloat16": 0.02}[dtype])
+
+
+# Eight devices
+
+
+def compare_devices() -> None:
+    """Print, as JSON, what training and evaluation give on all devices, against the first alone."""
+    config = TrainConfig(**COLOURS, pad=2, l1=0.01, epochs=3, batch_size=16, eval_batch_size=20)
+    module = VGG((8, "M", 16), 3)
+    images, labels = some_images(48, 8, 8)
+    images = (images * np.linspace(0.2, 1, 48).reshape(-1, 1, 1, 1)).astype(np.uint8)  # so that shards differ
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    order = steps.order(0, 0, len(labels), config.batch_size)
+    key = jax.random.key(1)
+
+    def run(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+        everywhere, split = steps.shardings(mesh)
+        state, step = start(config, module, jax.tree.map(jnp.copy, variables), mesh)
+        on_device = jax.device_put((images, labels), everywhere)
+        history, losses = [], []
+        for number, chosen in enumerate(order):
+            state, sums = step(state, *on_device, jax.device_put(chosen, split), jax.random.fold_in(key, number))
+            history.append(jax.device_get(state.variables))
+            losses.append(sums)
+        sets = [steps.evaluator(config, module, mesh, images[:count], labels[:count]) for count in (37, 3)]
+        evaluations = [evaluate(state.variables) for evaluate in sets]
+        return jax.device_get({"variables": history, "sums": losses, "evaluations": evaluations})
+
+    def far(left: Any, right: Any) -> float:
+        relative = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30)), left, right)
+        return max(jax.tree.leaves(relative))
+
+    one, every = run(one_device()), run(steps.device_mesh())
+
+    plain = images[order[0]]
+    batch = data.augment(jnp.asarray(plain), jax.random.fold_in(key, 0), pad=config.pad, flip=config.flip)
+    pixels = data.normalise(batch, config.mean, config.std)
+
+    @jax.jit
+    def statistics(part: jax.Array) -> Any:
+        return module.apply(variables, part, train=True, mutable="batch_stats")[1]["batch_stats"]
+
+    whole = statistics(pixels)
+    shards = jax.tree.map(lambda *parts: sum(parts) / 8, *map(statistics, jnp.split(pixels, 8)))
+    after_first = every["variables"][0]["batch_stats"]
+
+    refused = {}
+    for size in (3, 12, 64):
+        try:
+            steps.check_batches(TrainConfig(batch_size=size), len(labels), steps.device_mesh())
+        except InputError as error:
+            refused[size] = str(error)
+    steps.check_batches(TrainConfig(batch_size=8), len(labels), steps.device_mesh())
+    found = {
+        "devices": steps.device_mesh().size,
+        "far": {name: far(every[name], one[name]) for name in one},
+        "augmented": float(np.mean(np.asarray(batch) != plain)),
+        "far_from_global": far(after_first, whole),
+        "far_from_shards": far(after_first["bn0"]["var"], shards["bn0"]["var"]),
+        "refused": refused,
+    }
+    print(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def devices():
+    command = [sys.executable, "-c", "import test_steps; test_steps.compare_devices()"]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+    done = subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["devices"] == 8
+    return found
+
+
+@pytest.mark.parametrize("name", ["variables", "sums", "evaluations"])
+def test_eight_devices_equal_one(devices, name):
+    """After each of three augmented steps, and on test sets that neither batches nor devices divide."""
+    assert devices["augmented"] > 0.5
+    assert devices["far"][name] < 1e-5
+
+
+def test_statistics_are_of_the_global_batch(devices):
+    assert devices["far_from_global"] < 1e-5
+    assert devices["far_from_shards"] > 1e-3
+
+
+def test_batches_that_devices_cannot_share_are_refused(devices):
+    cannot = "A batch of {} cannot be split over 8 devices; use --batch-size 8."
+    large = "A batch of 64 is larger than the training set of 48; use a smaller one."
+    assert devices["refused"] == {"3": cannot.format(3), "12": cannot.format(12), "64": large}
