@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxslim import lowering
+
 
 class VGG(nn.Module):
     """3x3 convolutions with BatchNorm and ReLU, 2x2 maximum pooling, global average, one dense layer.
@@ -42,6 +44,7 @@ class VGG(nn.Module):
                 use_bias=False,
                 dtype=self.dtype,
                 kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+                conv_general_dilated=lowering.conv,
                 name=f"conv{layer}",
             )(x)
             x = nn.BatchNorm(
