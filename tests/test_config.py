@@ -1,0 +1,281 @@
+"""The configuration: the recipe of the reference, the files of configs/, and what is refused."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxslim.cli import load_config
+from jaxslim.config import DIGITS, TrainConfig
+from jaxslim.errors import InputError
+
+HOME = Path(__file__).resolve().parents[1]
+
+# shared/reference/peers.json: the PyTorch reference's and foolwood's recipe, in the words of TrainConfig.
+RECIPE = {
+    "image_size": 32,
+    "channels": 3,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "pad": 4,
+    "flip": True,
+    "holdout": 0.0,
+    "model": "vgg19",
+    "widths": None,
+    "dtype": "float32",
+    "batch_size": 100,
+    "learning_rate": 0.1,
+    "lr_drops": (0.5, 0.75),
+    "lr_drop_factor": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 0.0001,
+}
+CIFAR = {
+    "cifar10_baseline": {"name": "cifar10-baseline", "dataset": "cifar10", "epochs": 160, "l1": 0.0},
+    "cifar10_sparse": {"name": "cifar10-sparse", "dataset": "cifar10", "epochs": 160, "l1": 0.0001},
+    "cifar10_finetune": {
+        "name": "cifar10-finetuned",
+        "dataset": "cifar10",
+        "epochs": 40,
+        "l1": 0.0,
+        "init_from": "runs/cifar10-pruned",
+    },
+    "cifar100_baseline": {"name": "cifar100-baseline", "dataset": "cifar100", "epochs": 160, "l1": 0.0},
+    "cifar100_sparse": {"name": "cifar100-sparse", "dataset": "cifar100", "epochs": 160, "l1": 0.0001},
+    "cifar100_finetune": {
+        "name": "cifar100-finetuned",
+        "dataset": "cifar100",
+        "epochs": 160,
+        "l1": 0.0,
+        "init_from": "runs/cifar100-pruned",
+    },
+}
+DIGITS_RUNS = {
+    "digits_baseline": {"name": "digits-baseline", "l1": 0.0, "init_from": None},
+    "digits_sparse": {"name": "digits-sparse", "l1": 0.01, "init_from": None},
+    "digits_finetune": {"name": "digits-finetuned", "l1": 0.0, "init_from": "runs/digits-pruned", "widths": None},
+}
+
+
+def values(config, names):
+    return {name: getattr(config, name) for name in names}
+
+
+def test_the_defaults_are_the_references_recipe():
+    assert values(TrainConfig(), RECIPE) == RECIPE
+    assert values(TrainConfig(), ["dataset", "epochs", "l1"]) == {"dataset": "cifar10", "epochs": 160, "l1": 0.0}
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_cifar_configs(name):
+    expected = RECIPE | {"init_from": None, "workdir": None} | CIFAR[name]
+    config = load_config(str(HOME / "configs" / f"{name}.py"))
+    assert values(config, expected) == expected
+    assert config.folder == f"runs/{CIFAR[name]['name']}"
+
+
+@pytest.mark.parametrize("name", DIGITS_RUNS)
+def test_digits_configs(name):
+    expected = {"dataset": "digits", "channels": 1, "image_size": 16, "flip": False} | DIGITS_RUNS[name]
+    assert values(load_config(str(HOME / "configs" / f"{name}.py")), expected) == expected
+
+
+@pytest.mark.parametrize("file", sorted((HOME / "configs").glob("*.py")), ids=lambda file: file.stem)
+def test_each_config_says_how_to_run_it(file):
+    assert file.stem in {**CIFAR, **DIGITS_RUNS}  # none without expected values above
+    described = file.read_text().split('"""')[1]
+    assert f"Command: python -m jaxslim.train configs/{file.name}" in described
+    assert re.search(r"^Cost: \S", described, re.MULTILINE)
+    assert re.search(r"^Expected.*: .*\d %", described, re.MULTILINE)
+    if file.stem.endswith("_sparse"):  # what it says comes next makes what the fine-tuning starts from
+        tuned = load_config(str(file.with_name(file.name.replace("_sparse", "_finetune"))))
+        assert re.search(rf"Then: +python -m jaxslim.prune runs/\S+ --ratio \S+ --out {tuned.init_from}\n", described)
+
+
+def test_without_a_config_the_digits_are_trained_with_sparsity():
+    assert load_config(str(HOME / "configs" / "digits_sparse.py")) == DIGITS
+    assert DIGITS.l1 > 0
+
+
+# Values
+
+
+_unit = st.floats(0, 1, exclude_min=True, exclude_max=True)
+
+
+@st.composite
+def configs(draw):
+    channels = draw(st.sampled_from([1, 3]))
+    image_size = draw(st.integers(1, 64))
+    width = st.integers(1, 999)
+    widths = draw(st.lists(width, min_size=1, max_size=5))
+    for _ in range(draw(st.integers(0, image_size.bit_length() - 1))):
+        widths.insert(draw(st.integers(0, len(widths))), "M")
+    text = st.none() | st.text(min_size=1)
+    return TrainConfig(
+        name=draw(st.text(min_size=1).filter(lambda name: not set(name) & set("/\\\0") and name not in (".", ".."))),
+        workdir=draw(text),
+        dataset=draw(st.text()),
+        data_dir=draw(text),
+        image_size=image_size,
+        channels=channels,
+        holdout=draw(st.floats(0, 1, exclude_max=True)),
+        mean=draw(st.tuples(*[st.floats(-9, 9)] * channels)),
+        std=draw(st.tuples(*[st.floats(1e-3, 9)] * channels)),
+        pad=draw(st.integers(0, 9)),
+        flip=draw(st.booleans()),
+        model=draw(st.sampled_from(["vgg11", "vgg13", "vgg16", "vgg19"])),
+        widths=draw(st.sampled_from([None, tuple(widths)])),
+        init_from=draw(text),
+        dtype=draw(st.sampled_from(["float32", "bfloat16"])),
+        epochs=draw(st.integers(1)),
+        batch_size=draw(st.integers(1)),
+        learning_rate=draw(st.floats(0, 1e30, exclude_min=True)),
+        lr_drops=draw(st.lists(_unit).map(tuple)),
+        lr_drop_factor=draw(st.floats(0, 2)),
+        momentum=draw(st.floats(0, 1, exclude_max=True)),
+        weight_decay=draw(st.floats(0, 1e3)),
+        l1=draw(st.floats(0, 1e3)),
+        seed=draw(st.integers(0, 2**31 - 1)),
+        eval_batch_size=draw(st.integers(1)),
+        tensorboard=draw(st.booleans()),
+    )
+
+
+@given(configs())
+def test_a_config_comes_back_from_json(config):
+    read = TrainConfig(**json.loads(json.dumps(dataclasses.asdict(config))))
+    assert read == config
+    assert hash(read) == hash(config)  # lists have become tuples
+
+
+def test_a_config_is_frozen_and_takes_names_only():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().epochs = 3
+    with pytest.raises(TypeError):
+        TrainConfig("run")
+
+
+REFUSED = [
+    ({"epochs": 0}, "epochs is 0; it must be a number of at least 1."),
+    ({"epochs": -3}, "epochs is -3; it must be a number of at least 1."),
+    ({"batch_size": 0}, "batch_size is 0; it must be a number of at least 1."),
+    ({"eval_batch_size": 0}, "eval_batch_size is 0; it must be a number of at least 1."),
+    ({"image_size": 0}, "image_size is 0; it must be a number of at least 1."),
+    ({"pad": -1}, "pad is -1; it must be a number of at least 0."),
+    ({"seed": 2**31}, "seed is 2147483648; it must be below 2147483648."),
+    ({"seed": -1}, "seed is -1; it must be a number of at least 0."),
+    ({"weight_decay": -1e-4}, "weight_decay is -0.0001; it must be a number of at least 0."),
+    ({"l1": float("nan")}, "l1 is nan; it must be a number of at least 0."),
+    ({"lr_drop_factor": -0.1}, "lr_drop_factor is -0.1; it must be a number of at least 0."),
+    ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be a number above 0."),
+    ({"learning_rate": float("inf")}, "learning_rate is inf; it must be a number above 0."),
+    ({"momentum": -0.1}, "momentum is -0.1; it must be a number of at least 0."),
+    ({"momentum": 1.0}, "momentum is 1.0; it must lie in [0, 1)."),
+    ({"holdout": 1.0}, "holdout is 1.0; it must be a share in [0, 1), for example 0.1."),
+    ({"holdout": float("nan")}, "holdout is nan; it must be a share in [0, 1), for example 0.1."),
+    ({"lr_drops": (0.5, 80.0)}, "lr_drops is (0.5, 80.0); each must be a share of the run in (0, 1), for example"),
+    ({"mean": (0.5,)}, "mean has 1 numbers for 3 channels; give one a channel."),
+    ({"std": (0.5, 0.5)}, "std has 2 numbers for 3 channels; give one a channel."),
+    ({"std": (0.5, 0.5, 0.0)}, "must be finite and every std above 0."),
+    ({"mean": (0.5, 0.5, float("nan"))}, "must be finite and every std above 0."),
+    ({"widths": ("M", "M")}, "hold no convolution; give channel counts"),
+    ({"widths": ()}, "hold no convolution; give channel counts"),
+    ({"widths": (4, 0)}, 'widths hold 0; each must be a positive number of channels or "M" for pooling.'),
+    ({"widths": (4, *"MMMMMM")}, "6 poolings shrink images of 32 pixels to nothing; raise image_size or take an M out"),
+    ({"name": ""}, "name is ''; it must be a plain folder name, for example cifar10-sparse."),
+    ({"name": ".."}, "name is '..'; it must be a plain folder name"),
+    ({"name": "a/b"}, "name is 'a/b'; it must be a plain folder name"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=lambda case: repr(case)[:40])
+def test_values_out_of_range_are_refused(changes, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        TrainConfig(**changes)
+
+
+def test_the_most_poolings_that_fit_are_accepted():
+    assert TrainConfig(widths=(4, *"MMMMM"), image_size=32).widths.count("M") == 5
+
+
+WRONG_TYPES = {
+    "name": 3,
+    "workdir": Path("runs"),
+    "dataset": None,
+    "data_dir": 3,
+    "image_size": 32.0,
+    "channels": True,
+    "holdout": "0.1",
+    "mean": 0.5,
+    "std": ("0.5", "0.5", "0.5"),
+    "pad": 0.5,
+    "flip": "no",
+    "model": "vgg99",
+    "widths": "64M",
+    "init_from": False,
+    "dtype": "float16",
+    "epochs": 2.5,
+    "batch_size": "100",
+    "learning_rate": "0.1",
+    "lr_drops": 0.5,
+    "lr_drop_factor": None,
+    "momentum": True,
+    "weight_decay": (1e-4,),
+    "l1": "1e-4",
+    "seed": True,
+    "eval_batch_size": 1e3,
+    "tensorboard": 1,
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TrainConfig)])
+def test_values_of_another_type_are_refused(name):
+    """A config file is Python, which checks no types."""
+    with pytest.raises(InputError, match=re.escape(f"{name} is {WRONG_TYPES[name]!r}; it must be of type ")):
+        TrainConfig(**{name: WRONG_TYPES[name]})
+
+
+def test_whole_numbers_pass_for_numbers_and_lists_for_tuples():
+    config = TrainConfig(weight_decay=0, l1=1, lr_drops=[0.5], widths=[4, "M"])
+    assert (config.l1, config.lr_drops, config.widths) == (1, (0.5,), (4, "M"))
+
+
+# Config files
+
+
+FILES = [
+    ("config = 3", "defines no config; end it with `config = TrainConfig(...)`."),
+    ("", "defines no config; end it with `config = TrainConfig(...)`."),
+    ("def", "does not run: SyntaxError: "),
+    ("import nothing_of_that_name", "does not run: ModuleNotFoundError: No module named 'nothing_of_that_name'."),
+    (
+        "config = TrainConfig(epoch=3)",
+        "unexpected keyword argument 'epoch'. Correct it; `python -m jaxslim.train --help`",
+    ),
+    ("config = TrainConfig(epochs=-1)", ": epochs is -1; it must be a number of at least 1."),
+    ("config = TrainConfig(epochs='3')", ": epochs is '3'; it must be of type int."),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), FILES, ids=[text for text, _ in FILES])
+def test_config_files_that_are_refused(tmp_path, text, message):
+    file = tmp_path / "config.py"
+    file.write_text(f"from jaxslim.config import TrainConfig\n{text}\n")
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        load_config(str(file))
+    assert str(caught.value).startswith(str(file))
+
+
+@pytest.mark.parametrize("name", ["absent.py", "folder.py", "text.txt"])
+def test_what_is_no_config_file(tmp_path, name):
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "text.txt").write_text("config = 3")
+    with pytest.raises(
+        InputError, match=re.escape(f"There is no config file {tmp_path / name}; give a Python file such")
+    ):
+        load_config(str(tmp_path / name))

@@ -1,0 +1,544 @@
+"""Training runs: what they write, where they go on after an interruption, and what they refuse."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxslim import checkpoint, data, loop, steps
+from jaxslim.config import TrainConfig
+from jaxslim.errors import DivergedError, InputError
+from jaxslim.loop import train
+from jaxslim.models import VGG
+from jaxslim.progress import Progress
+from jaxslim.prune import save_cut
+
+EPOCHS, STEPS = 4, 6  # of `tiny`
+ROW = {
+    "epoch",
+    "step",
+    "loss",
+    "train_accuracy",
+    "learning_rate",
+    "l1",
+    "small_scales",
+    "accuracy",
+    "images_per_second",
+}
+
+
+def write_data(path, *, classes=3, train=48, test=24):
+    """An .npz of 8x8 grey images, each class a little brighter than the one before."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", train), ("test", test)):
+        labels = np.arange(count) % classes
+        noise = rng.integers(0, 128, (count, 8, 8, 1))
+        arrays |= {f"{split}_images": (noise + labels[:, None, None, None] * 40).astype(np.uint8)}
+        arrays |= {f"{split}_labels": labels}
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def tiny(folder, **changes) -> TrainConfig:
+    """The configuration of a run in `folder`/run that takes a second."""
+    folder.mkdir(exist_ok=True)
+    if not (dataset := folder / "data.npz").exists():
+        write_data(dataset)
+    small = TrainConfig(
+        name="tiny",
+        workdir=str(folder / "run"),
+        dataset=str(dataset),
+        image_size=8,
+        channels=1,
+        mean=(0.5,),
+        std=(0.5,),
+        pad=1,
+        widths=(4, "M", 8),
+        epochs=EPOCHS,
+        batch_size=8,
+        eval_batch_size=24,
+        l1=1e-3,
+    )
+    return dataclasses.replace(small, **changes)
+
+
+def rows(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def contents(folder):
+    """Every file below a folder with its content and time of change, to see that nothing was touched."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def assert_same_arrays(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def optimizer_of(path):
+    """The optimizer state of a checkpoint of `tiny`."""
+    _, variables, meta = checkpoint.load(path)
+    config = TrainConfig(**meta["config"])
+    tx = steps.optimizer(config, steps.learning_rates(config, STEPS), loop.bn_scale_mask(variables))
+    return checkpoint.restore_optimizer(checkpoint.find(path), tx.init(variables["params"]))
+
+
+def assert_same_run(one, other):
+    """Equal bit for bit: rows (but for the speed), variables, optimizer, and which epoch is the best."""
+    slow = [[{**row, "images_per_second": None} for row in rows(folder)] for folder in (one, other)]
+    assert slow[0] == slow[1]
+    for name in ("latest", "best"):
+        paths = [checkpoint.find(Path(folder) / name) for folder in (one, other)]
+        assert paths[0].name == paths[1].name
+        assert_same_arrays(*(checkpoint.load(path).variables for path in paths))
+        assert_same_arrays(*(optimizer_of(path) for path in paths))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted, and what it printed."""
+    config = tiny(tmp_path_factory.mktemp("whole"))
+    printed = types.SimpleNamespace(out=io.StringIO(), err=io.StringIO())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", printed.out)
+        patch.setattr(sys, "stderr", printed.err)
+        result = train(config)
+    return types.SimpleNamespace(config=config, folder=Path(config.folder), result=result, printed=printed)
+
+
+# What a run writes
+
+
+def test_a_row_for_each_epoch(whole):
+    found = rows(whole.folder)
+    assert [set(row) for row in found] == [ROW] * EPOCHS
+    assert [row["epoch"] for row in found] == [1, 2, 3, 4]
+    assert [row["step"] for row in found] == [6, 12, 18, 24]
+    np.testing.assert_allclose([row["learning_rate"] for row in found], [0.1, 0.1, 0.01, 0.001], rtol=1e-6)
+    assert all(row["images_per_second"] > 0 and 0 < row["loss"] < 2 for row in found)
+    assert all(row["train_accuracy"] * 48 == pytest.approx(round(row["train_accuracy"] * 48)) for row in found)
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert whole.result.metrics == found[-1]
+    assert whole.result.best == max(found, key=lambda row: (row["accuracy"], row["epoch"]))
+
+
+def test_rows_tell_the_truth_about_their_checkpoint(whole):
+    module, variables, meta = checkpoint.load(whole.folder / "latest")
+    row = meta["metrics"]
+    assert row == rows(whole.folder)[-1]
+    images = data.load(whole.config.dataset, image_size=8, channels=1)
+    logits = module.apply(variables, (images.test_images / np.float32(255) - np.float32(0.5)) / np.float32(0.5))
+    assert row["accuracy"] == np.mean(np.argmax(logits, -1) == images.test_labels)
+    scales = np.concatenate([np.abs(variables["params"][name]["scale"]) for name in ("bn0", "bn1")])
+    assert row["l1"] == pytest.approx(scales.sum())
+    assert row["small_scales"] == np.mean(scales < 0.01)
+
+
+def test_scales_are_summed_and_small_ones_counted(tmp_path):
+    module = VGG((2, 3), 3)
+    variables = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 8, 8, 1)))
+    variables["params"]["bn0"]["scale"] = np.float32([-0.5, 0.0])
+    variables["params"]["bn1"]["scale"] = np.float32([0.011, -0.009, 2.0])
+    checkpoint.save(tmp_path / "start", module, variables)
+    result = train(tiny(tmp_path, init_from=str(tmp_path / "start"), learning_rate=1e-30, epochs=1))
+    assert result.metrics["l1"] == pytest.approx(2.52)
+    assert result.metrics["small_scales"] == 2 / 5
+
+
+def test_a_line_for_each_epoch_without_a_terminal(whole):
+    lines = whole.printed.err.getvalue().splitlines()
+    pattern = r"epoch {}/4  loss \d\.\d{{4}}  accuracy +\d+\.\d\d%  rate {}  scales under 0.01 +\d+\.\d%  \d+ images/s"
+    assert len(lines) == EPOCHS
+    for line, epoch, rate in zip(lines, (1, 2, 3, 4), ("0.1", "0.1", "0.01", "0.001"), strict=True):
+        assert re.fullmatch(pattern.format(epoch, rate), line)
+
+
+def test_bars_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    row = {"epoch": 2, "loss": 1.5, "accuracy": 0.25, "learning_rate": 0.1, "small_scales": 0.5}
+    with Progress("tiny", 3, 1, 1) as progress:
+        progress.advance()
+        progress.finish_epoch({**row, "images_per_second": 7.0})
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sys.stderr.getvalue())
+    assert "epoch 2/3  loss 1.5000  accuracy  25.00%  rate 0.1  scales under 0.01  50.0%  7 images/s" in shown
+    assert re.search(r"tiny .* 67% \d+:\d\d:\d\d left", shown)
+
+
+def test_the_last_line_says_what_best_was_chosen_on(whole):
+    best, latest = whole.result.best, whole.result.metrics
+    assert whole.printed.out.getvalue() == (
+        f"tiny: accuracy {latest['accuracy']:.2%} after epoch 4; best {best['accuracy']:.2%} after epoch "
+        f"{best['epoch']}, chosen on the test set, as in the reference. "
+        f"Checkpoints: {whole.folder}/latest, {whole.folder}/best\n"
+    )
+
+
+def test_best_is_chosen_on_held_out_images(tmp_path, capsys):
+    result = train(tiny(tmp_path, holdout=0.25))
+    assert "chosen on the 25% of the training images that are held out." in capsys.readouterr().out
+    found = rows(result.folder)
+    assert [set(row) for row in found] == [ROW | {"holdout_accuracy"}] * EPOCHS
+    assert [row["step"] for row in found] == [4, 8, 12, 16]  # 36 images are left: four batches
+    assert result.best == max(found, key=lambda row: (row["holdout_accuracy"], row["epoch"]))
+    _, variables, _ = checkpoint.load(result.folder / "best")
+    images, *held = data.hold_out(data.load(str(tmp_path / "data.npz"), image_size=8, channels=1), 0.25, 0)
+    module = checkpoint.load(result.folder / "best").module
+    hits = np.argmax(module.apply(variables, (held[0] / np.float32(255) - 0.5) / 0.5), -1) == held[1]
+    assert result.best["holdout_accuracy"] == hits.mean()
+    assert len(images.train_labels) == 36
+
+
+def test_a_checkpoint_says_where_it_comes_from(whole):
+    meta = checkpoint.load(whole.folder).meta
+    assert (meta["kind"], meta["epoch"], meta["parent"]) == ("sparse", 4, None)
+    assert TrainConfig(**meta["config"]) == whole.config
+    assert meta["class_names"] == ["0", "1", "2"]
+    assert meta["image_shape"] == [8, 8, 1]
+    assert json.loads((whole.folder / "config.json").read_text()) == meta["config"]
+
+
+def test_the_seed_decides_everything(tmp_path, whole):
+    again = train(tiny(tmp_path / "again"))
+    other = train(tiny(tmp_path / "other", seed=1))
+    assert [row["loss"] for row in rows(again.folder)] == [row["loss"] for row in rows(whole.folder)]
+    assert other.metrics["loss"] != whole.result.metrics["loss"]
+
+
+def events(folder):
+    """Scalars of the TensorBoard files of a folder, by tag and step, read by the format itself."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for file in sorted(folder.iterdir()):
+        raw = file.read_bytes()
+        while raw:
+            (size,) = struct.unpack("<Q", raw[:8])
+            event = Event.FromString(raw[12 : 12 + size])
+            raw = raw[12 + size + 4 :]
+            for value in event.summary.value:
+                found[value.tag, event.step] = value.simple_value
+    return found
+
+
+def test_tensorboard_files(tmp_path):
+    result = train(tiny(tmp_path, tensorboard=True, epochs=2))
+    found = events(result.folder / "tensorboard")
+    expected = {(name, row["epoch"]): value for row in rows(result.folder) for name, value in row.items()}
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+# Going on
+
+
+class Stop:
+    """Stands in for a function and is interrupted, as by Ctrl-C, in place of call number `after` + 1."""
+
+    def __init__(self, function, after):
+        self.function, self.left = function, after
+
+    def __call__(self, *args):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self.function(*args)
+
+
+def interrupt(monkeypatch, where, after):
+    """Make training stop in a step, in an evaluation, or before saving."""
+    if where == "save":
+        stop = Stop(checkpoint.Saver.save, after)
+        monkeypatch.setattr(checkpoint.Saver, "save", lambda *args: stop(*args))
+    else:
+        build = getattr(steps, where)
+        monkeypatch.setattr(steps, where, lambda *args: Stop(build(*args), after))
+
+
+@pytest.mark.parametrize(
+    ("where", "after", "saved"),
+    [
+        ("train_step", 0, []),
+        ("train_step", 5, []),
+        ("train_step", 6, [1]),
+        ("train_step", 20, [1, 2, 3]),
+        ("evaluator", 1, [1]),
+        ("save", 0, []),
+        ("save", 3, [1, 2, 3]),
+    ],
+)
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch, whole, where, after, saved):
+    config = tiny(tmp_path)
+    with monkeypatch.context() as patch:
+        interrupt(patch, where, after)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    left = checkpoint.finished(Path(config.folder))
+    assert left[-2:] == saved[-2:]
+    assert set(left) <= set(saved)
+    train(config)
+    assert_same_run(config.folder, whole.folder)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
+    config = dataclasses.asdict(tiny(tmp_path, epochs=12))
+    program = "import sys, json; from jaxslim.config import TrainConfig; from jaxslim.loop import train; "
+    program += "train(TrainConfig(**json.loads(sys.argv[1])))"
+    process = subprocess.Popen([sys.executable, "-c", program, json.dumps(config)], stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_bytes().splitlines()) >= 4) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stopped = checkpoint.finished(tmp_path / "run")
+    assert 2 <= stopped[-1] < 12  # the third may not be whole yet
+
+    train(TrainConfig(**config))
+    through = TrainConfig(**{**config, "workdir": str(tmp_path / "through")})
+    train(through)
+    assert_same_run(config["workdir"], through.workdir)
+
+
+def test_a_finished_run_is_left_as_it_is(whole, monkeypatch, capsys):
+    before = contents(whole.folder)
+    monkeypatch.setattr(data, "load", None)  # not even looked at
+    assert train(whole.config) == whole.result
+    assert contents(whole.folder) == before
+    assert capsys.readouterr().out == f"{whole.folder} has all its 4 epochs.\n"
+
+
+def test_a_run_may_move(tmp_path, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+        interrupt(patch, "train_step", 13)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(tmp_path))
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    moved = tiny(tmp_path, workdir=str(tmp_path / "moved"), name="moved", tensorboard=True)
+    assert_same_run(train(moved).folder, whole.folder)
+
+
+def test_a_run_goes_on_from_the_epoch_before_a_damaged_one(tmp_path, whole):
+    shutil.copytree(whole.folder, tmp_path / "run")
+    latest = tmp_path / "run" / "checkpoints" / "4"
+    for file in (latest / "variables").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:5])
+    with pytest.raises(InputError, match=r"/4 is damaged: its file \S+ is missing or changed; .* delete the folder 4"):
+        checkpoint.load(tmp_path / "run")
+    shutil.rmtree(latest)
+    assert_same_run(train(tiny(tmp_path, dataset=whole.config.dataset)).folder, whole.folder)
+
+
+# Folders
+
+
+def test_the_run_of_another_configuration_is_refused(whole):
+    before = contents(whole.folder)
+    others = [
+        ({"l1": 0.0}, "l1 0.001 there, 0.0 here"),
+        ({"epochs": 5, "seed": 3}, "epochs 4 there, 5 here, seed 0 there, 3 here"),
+        ({"widths": (4, 8)}, "widths [4, 'M', 8] there, [4, 8] here"),
+        ({"init_from": "runs/x", "l1": 0.0}, "init_from None there, runs/x here, l1 0.001 there, 0.0 here"),
+    ]
+    for changes, what in others:
+        with pytest.raises(InputError, match=re.escape(f"{whole.folder} holds another run ({what}); choose another")):
+            train(dataclasses.replace(whole.config, **changes))
+    assert contents(whole.folder) == before
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"run/notes.txt": "mine"}, "holds other files and no run; choose another --workdir."),
+        ({"run": "mine"}, "holds other files and no run; choose another --workdir."),
+        ({"run/config.json": "{"}, "config.json is not readable"),
+        ({"run/config.json": "[]"}, "config.json holds no configuration; choose another --workdir."),
+    ],
+)
+def test_other_folders_are_refused(tmp_path, files, message):
+    config = tiny(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=re.escape(message)):
+        train(config)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_saved_nothing_can_be_started_over(tmp_path):
+    config = tiny(tmp_path, learning_rate=1e30)
+    with pytest.raises(DivergedError, match=r"No checkpoint was saved\.$"):
+        train(config)
+    assert train(dataclasses.replace(config, learning_rate=0.1, epochs=1)).metrics["epoch"] == 1
+
+
+# Divergence
+
+
+def test_a_diverged_run_says_where_it_was(tmp_path):
+    with pytest.raises(
+        DivergedError, match=r"diverged in epoch 1 at learning rate 1e\+30 \(last finite loss 1\.\d{4}\)"
+    ):
+        train(tiny(tmp_path, learning_rate=1e30))
+    assert not checkpoint.finished(tmp_path / "run")
+    assert rows(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("number", [12, 17], ids=["first step of an epoch", "last step of an epoch"])
+def test_the_checkpoint_before_a_divergence_stays(tmp_path, monkeypatch, whole, number):
+    """Also where the parameters break in the last step, whose loss is still that of the parameters before."""
+    build, made = steps.train_step, []
+
+    def broken(*args):
+        step = build(*args)
+
+        def run(*args):
+            state, sums = step(*args)
+            made.append(float(sums.loss) / 8)
+            if len(made) == number + 1:
+                state = state._replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, state.variables))
+            return state, sums
+
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "train_step", broken)
+        with pytest.raises(DivergedError) as caught:
+            train(tiny(tmp_path))
+    losses = [loss for loss in made if math.isfinite(loss)]
+    assert len(losses) == number + 1
+    assert str(caught.value) == (
+        f"The training diverged in epoch 3 at learning rate 0.01 (last finite loss {losses[-1]:.4f}); lower "
+        "--learning-rate. The checkpoint of epoch 2 stays the latest; give the new run another --name or --workdir."
+    )
+    assert checkpoint.find(tmp_path / "run" / "latest").name == "2"
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == [1, 2]
+    train(tiny(tmp_path))  # the break is gone
+    assert_same_run(tmp_path / "run", whole.folder)
+
+
+# Fine-tuning
+
+
+def test_fine_tuning_takes_the_network_from_the_checkpoint(tmp_path, whole):
+    save_cut(whole.folder, tmp_path / "pruned", 0.5)
+    source = checkpoint.load(tmp_path / "pruned")
+    before = contents(tmp_path / "pruned")
+    tune = {"init_from": str(tmp_path / "pruned"), "l1": 0.0, "epochs": 1}
+    config = tiny(tmp_path, **tune, widths=(99, "M", 99), learning_rate=1e-30)
+    module, variables, meta = checkpoint.load(train(config).folder)
+    assert module.widths == source.module.widths
+    assert module.widths not in ((4, "M", 8), (99, "M", 99))
+    assert_same_arrays(variables["params"], source.variables["params"])  # a rate of nothing: where it started
+    assert meta["kind"] == "fine-tuned"
+    assert meta["parent"]["path"] == str(tmp_path / "pruned")
+    assert (meta["parent"]["kind"], meta["parent"]["plan"]) == ("pruned", source.meta["plan"])
+    assert contents(tmp_path / "pruned") == before
+
+
+def test_training_from_random_weights_is_dense_or_sparse(tmp_path):
+    assert checkpoint.load(train(tiny(tmp_path, l1=0.0, epochs=1)).folder).meta["kind"] == "dense"
+
+
+# What is refused before anything is written
+
+
+class Devices:
+    """As many as the batch of `tiny` cannot be split over."""
+
+    size = 3
+
+
+def test_a_batch_that_the_devices_cannot_share(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "device_mesh", Devices)
+    with pytest.raises(InputError, match=r"A batch of 8 cannot be split over 3 devices; use --batch-size 6\."):
+        train(tiny(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    fix = '--tensorboard needs tensorboardX: pip install "jaxslim[tensorboard]".'
+    with pytest.raises(InputError, match=re.escape(fix)):
+        train(tiny(tmp_path, tensorboard=True))
+    assert not (tmp_path / "run").exists()
+
+
+REFUSED = {
+    "batch": ({"batch_size": 49}, "A batch of 49 is larger than the training set of 48; use a smaller one."),
+    "holdout": ({"holdout": 0.01}, "A holdout of 0.01 of 48 images leaves none on one side; give a share such as 0.1."),
+    "batch after holdout": ({"holdout": 0.9}, "A batch of 8 is larger than the training set of 5; use a smaller one."),
+    "poolings": (
+        {"widths": None, "model": "vgg11"},
+        "4 poolings shrink images of 8 pixels to nothing; raise image_size",
+    ),
+    "data": ({"dataset": "/absent.npz"}, "There is no file or folder /absent.npz; check the path."),
+    "init_from": ({"init_from": "/absent"}, "There is no checkpoint /absent; check the path."),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_a_run_cannot_start_with(tmp_path, changes, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        train(tiny(tmp_path, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+FINETUNING = {
+    "classes": (
+        {"classes": 4},
+        {},
+        "tells 3 classes apart and {data} has 4; start from a checkpoint of the same data set",
+    ),
+    "channels": (
+        {},
+        {"channels": 3, "mean": (0.5,) * 3, "std": (0.5,) * 3},
+        "sees 1 channels and the configuration has 3; use --channels 1, with as many numbers in --mean and --std.",
+    ),
+    "poolings": (
+        {},
+        {"image_size": 1, "widths": None},
+        "1 poolings shrink images of 1 pixels to nothing; raise image_size",
+    ),
+}
+
+
+@pytest.mark.parametrize(("images", "changes", "message"), FINETUNING.values(), ids=FINETUNING)
+def test_checkpoints_that_do_not_fit(tmp_path, whole, images, changes, message):
+    path = write_data(tmp_path / "other.npz", **images)
+    with pytest.raises(InputError, match=re.escape(message.format(data=path))):
+        train(tiny(tmp_path, dataset=path, init_from=str(whole.folder), **changes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+def test_a_folder_that_cannot_be_written(tmp_path):
+    config = tiny(tmp_path)
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError):
+        train(config)
