@@ -9,4 +9,6 @@ import dataclasses
 
 from jaxslim.config import DIGITS
 
-config = dataclasses.replace(DIGITS, name="digits-finetuned", init_from="runs/digits-pruned", widths=None, l1=0.0)
+config = dataclasses.replace(
+    DIGITS, name="digits-finetuned", init_from="runs/digits-pruned", widths=None, epochs=12, l1=0.0
+)

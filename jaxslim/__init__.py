@@ -45,6 +45,8 @@ __all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("jaxslim")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'jaxslim' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"jaxslim.{_HOME_OF[name]}"), name)

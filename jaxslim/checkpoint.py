@@ -11,6 +11,7 @@ import datetime
 import gc
 import json
 import operator
+import os
 import platform
 import shutil
 import sys
@@ -27,7 +28,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxslim.errors import InputError
-from jaxslim.files import write_whole
+from jaxslim.files import check_path, write_whole
 from jaxslim.models import VGG
 
 FORMAT = 1
@@ -63,9 +64,16 @@ def save(path: str | Path, module: Any, variables: Any, meta: Mapping[str, Any] 
       InputError: the folder exists, or the module or variables cannot be described.
     """
     path = Path(path).absolute()
-    if path.exists():
+    check_path(str(path))
+    if os.path.lexists(path):
         raise InputError(f"{path} exists already and checkpoints are never overwritten; choose another folder.")
     described = describe(module, variables, meta)
+    try:
+        json.dumps(described)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"The meta cannot be written as JSON ({error}); use numbers, strings, lists and dicts."
+        ) from None
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(path, args=_items(variables, described))
     _seal(path)
@@ -85,15 +93,20 @@ def load(path: str | Path, module_type: type | None = None) -> Loaded:
     path = find(path)
     _verify(path, "meta", "variables")
     meta = read_meta(path)
-    module = _module(meta, module_type)
+    module = _module(path, meta, module_type)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target: dict[str, Any] = {}
-    for name, (shape, dtype) in meta["variables"].items():
-        *parents, last = name.split("/")
-        inner = target
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[last] = jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype), sharding=sharding)
+    try:
+        for name, (shape, dtype) in meta["variables"].items():
+            *parents, last = name.split("/")
+            inner = target
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            inner[last] = jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype), sharding=sharding)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _damaged(path, f"its meta describes no arrays ({error})") from None
+    if isinstance(module, VGG) and "image_shape" in meta:
+        _check_fit(path, module, target, meta["image_shape"])
     return Loaded(module, _restore(path, variables=ocp.args.StandardRestore(target)).variables, meta)
 
 
@@ -127,6 +140,8 @@ def read_meta(path: Path) -> dict[str, Any]:
     meta = _restore(path, meta=ocp.args.JsonRestore()).meta
     if not isinstance(meta, dict) or not {"format", "module", "variables"} <= meta.keys():
         raise InputError(f"{path} is not a checkpoint of jaxslim; give a folder that jaxslim made.")
+    if type(meta["format"]) is not int:
+        raise _damaged(path, f"its format is {meta['format']!r}")
     if meta["format"] > FORMAT:
         raise InputError(f"{path} was written by a newer jaxslim (format {meta['format']}); update jaxslim.")
     return meta
@@ -136,9 +151,12 @@ def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None)
     """The JSON part of a checkpoint: `meta`, and what it takes to build the module and read the arrays."""
     shapes = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
-        if not all(isinstance(key, jax.tree_util.DictKey) and "/" not in str(key.key) for key in path):
+        plain = all(isinstance(key, jax.tree_util.DictKey) and "/" not in str(key.key) for key in path)
+        if not (path and plain and hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise InputError("A checkpoint holds nested dicts of arrays; convert the variables to dicts first.")
         shapes["/".join(str(key.key) for key in path)] = [list(leaf.shape), str(leaf.dtype)]
+    if not shapes:
+        raise InputError("There are no arrays to save; pass the variables as module.init returns them.")
     return {
         **(meta or {}),
         "format": FORMAT,
@@ -153,13 +171,17 @@ def finished(run: Path) -> list[int]:
     """Epochs that the run in folder `run` has whole checkpoints of, in order."""
     folder = run / "checkpoints"
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit() and _is_checkpoint(folder / name))
+    epochs = (name for name in names if name.isdecimal() and name == str(int(name)))
+    return sorted(int(name) for name in epochs if _is_checkpoint(folder / name))
 
 
 def selection(meta: Mapping[str, Any]) -> float:
     """The accuracy that `best` is chosen by: on images held out of the training set, if any, else on the test set."""
-    metrics = meta["metrics"]
-    return metrics.get("holdout_accuracy", metrics["accuracy"])
+    metrics = meta.get("metrics")
+    value = metrics.get("holdout_accuracy", metrics.get("accuracy")) if isinstance(metrics, dict) else None
+    if not isinstance(value, int | float):
+        raise InputError("A checkpoint of the run names no accuracy to choose the best by; name one by its folder.")
+    return value
 
 
 class Saver:
@@ -233,6 +255,8 @@ def _verify(path: Path, *items: str) -> None:
         sums = json.loads(file.read_bytes()) if file.exists() else {}
     except ValueError:
         raise _damaged(path, f"its {_CHECKSUMS} cannot be read") from None
+    if not isinstance(sums, dict):
+        raise _damaged(path, f"its {_CHECKSUMS} holds no checksums")
     for name, value in sums.items():
         wanted = path / name
         if name.split("/")[0] in items and not (wanted.is_file() and zlib.crc32(wanted.read_bytes()) == value):
@@ -298,8 +322,11 @@ def _decode(value: Any) -> Any:
     return np.dtype(value["dtype"]) if isinstance(value, dict) else value
 
 
-def _module(meta: Mapping[str, Any], module_type: type | None) -> Any:
-    name = meta["module"]["type"]
+def _module(path: Path, meta: Mapping[str, Any], module_type: type | None) -> Any:
+    try:
+        name, fields = str(meta["module"]["type"]), dict(meta["module"]["fields"])
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(path, "its meta describes no module") from None
     build: Callable[..., Any] | None = module_type or _MODULES.get(name)
     if build is None:
         raise InputError(
@@ -307,6 +334,15 @@ def _module(meta: Mapping[str, Any], module_type: type | None) -> Any:
             "commands work on jaxslim's own networks."
         )
     try:
-        return build(**{field: _decode(value) for field, value in meta["module"]["fields"].items()})
-    except TypeError as error:
+        return build(**{field: _decode(value) for field, value in fields.items()})
+    except (KeyError, TypeError) as error:
         raise InputError(f"The checkpoint's {name} cannot be built from its fields: {error}.") from error
+
+
+def _check_fit(path: Path, module: Any, variables: Any, image_shape: Any) -> None:
+    """Refuse a network that cannot be applied to its arrays and images, all given by shape."""
+    try:
+        jax.eval_shape(module.apply, variables, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    except Exception as error:  # whatever Flax and JAX find wrong
+        reason = [*str(error).strip().splitlines(), type(error).__name__][0][:200]
+        raise _damaged(path, f"its network, arrays and image shape do not fit each other ({reason})") from None

@@ -30,6 +30,11 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}. Check that the place exists, can be written and has room.", 2)
+    except (MemoryError, RuntimeError) as error:  # JAX's own error is a RuntimeError; importing JAX takes a second
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0] or "out of memory"
+        _fail(f"the memory is too small ({reason}); lower the batch size, image_size or widths.", 2)
     except KeyboardInterrupt:
         _fail("stopped; run the same command again, and training goes on from its latest checkpoint.", 130)
 
@@ -56,7 +61,7 @@ def load_config(path: str) -> TrainConfig:
         spec.loader.exec_module(module)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"{path} does not run: {type(error).__name__}: {error}. Correct it; `python -m jaxslim.train --help` lists "
             "the fields of a TrainConfig."

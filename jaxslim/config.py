@@ -83,10 +83,13 @@ class TrainConfig:
         for names, least in ((at_least_one, 1), (not_negative, 0)):
             for name in names:
                 value = getattr(self, name)
-                if not math.isfinite(value) or value < least:
+                if not least <= value < math.inf:
                     raise InputError(f"{name} is {value}; it must be a number of at least {least}.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+        if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate is {self.learning_rate}; it must be a number above 0.")
+        for name in ("learning_rate", "lr_drop_factor", "weight_decay", "l1"):
+            if (value := getattr(self, name)) > _LARGEST:
+                raise InputError(f"{name} is {value}; it must be at most {_LARGEST:g}.")
         if self.momentum >= 1:
             raise InputError(f"momentum is {self.momentum}; it must lie in [0, 1).")
         if self.seed >= 2**31:
@@ -102,10 +105,18 @@ class TrainConfig:
                 raise InputError(
                     f"{name} has {len(getattr(self, name))} numbers for {self.channels} channels; give one a channel."
                 )
-        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+        if not all(abs(value) < math.inf for value in (*self.mean, *self.std)) or min(self.std) <= 0:
             raise InputError(f"mean {self.mean} and std {self.std} must be finite and every std above 0.")
+        if max(map(abs, self.mean)) > 1e6 or not 1e-6 <= min(self.std) <= max(self.std) <= 1e6:
+            raise InputError(
+                f"mean {self.mean} and std {self.std} are of pixels in [0, 1]; means must be at most 1e6 "
+                "and std lie in [1e-6, 1e6]."
+            )
         if self.widths is not None:
             check_widths(self.widths, self.image_size)
+        for name in ("workdir", "data_dir", "init_from"):
+            if getattr(self, name) == "":
+                raise InputError(f"{name} is empty; give a path, or leave it out.")
         if not self.name or any(part in self.name for part in ("/", "\\", "\0")) or self.name in (".", ".."):
             raise InputError(f"name is {self.name!r}; it must be a plain folder name, for example cifar10-sparse.")
 
@@ -135,6 +146,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is hint
 
+
+_LARGEST = 1e30  # larger numbers, or their products, are infinite in float32
 
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Shares of channels that the reference's sweep cuts."""

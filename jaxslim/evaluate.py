@@ -47,7 +47,8 @@ def main(argv: list[str]) -> None:
     cost = count(loaded.module.apply, loaded.variables, images.test_images)
     device = jax.devices()[0]
     lines = (
-        f"checkpoint  {path} ({loaded.meta.get('kind', 'unknown kind')})",
+        f"checkpoint  {path} ({loaded.meta.get('kind', 'of unknown kind')})",
+        f"trained on  {loaded.meta['config']['dataset']}",
         f"network     {type(loaded.module).__name__} {list(getattr(loaded.module, 'widths', []))}",
         f"accuracy    {result.accuracy:.2%} on {len(images.test_labels)} test images of {images.name}",
         f"loss        {result.loss:.4f}",

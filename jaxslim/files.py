@@ -4,6 +4,14 @@ import os
 import uuid
 from pathlib import Path
 
+from jaxslim.errors import InputError
+
+
+def check_path(path: str) -> None:
+    """Refuse a path that is not UTF-8 or holds a zero byte: orbax would stop with half of a checkpoint written."""
+    if "\0" in path or any("\ud800" <= sign <= "\udfff" for sign in path):
+        raise InputError(f"The path {path!r} is not valid UTF-8; choose another name.")
+
 
 def write_whole(path: Path, content: bytes | str) -> Path:
     """Write `content` to `path`, making its folder; a reader or a crash sees the old file or the new one."""

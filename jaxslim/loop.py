@@ -15,7 +15,7 @@ import numpy as np
 from jaxslim import checkpoint, data, models, steps
 from jaxslim.config import TrainConfig, check_widths
 from jaxslim.errors import DivergedError, InputError
-from jaxslim.files import write_whole
+from jaxslim.files import check_path, write_whole
 from jaxslim.progress import Progress
 from jaxslim.sparsity import bn_scale_mask
 
@@ -68,7 +68,6 @@ def train(config: TrainConfig) -> Trained:
     choose = steps.evaluator(config, module, mesh, *held_out) if held_out else None
 
     last_finite = math.nan
-    claim(folder, config)
     if done:
         latest = checkpoint.find(folder)
         restored = jax.device_put(checkpoint.load(latest, type(module)).variables, everywhere)
@@ -77,6 +76,7 @@ def train(config: TrainConfig) -> Trained:
         state = jax.device_put(state, everywhere)
         last_finite = checkpoint.read_meta(latest)["metrics"]["loss"]
     first = done[-1] if done else 0
+    claim(folder, config)
     metrics_file = folder / "metrics.jsonl"
     keep_rows(metrics_file, first)
     lineage: dict[str, Any] = {
@@ -138,7 +138,7 @@ def train(config: TrainConfig) -> Trained:
     print(
         f"{config.name}: accuracy {result.metrics['accuracy']:.2%} after epoch {config.epochs}; best "
         f"{result.best['accuracy']:.2%} after epoch {result.best['epoch']}, chosen on {config.chosen_on}. "
-        f"Checkpoints: {folder}/latest, {folder}/best",
+        f"Checkpoint: {folder}/checkpoints/{config.epochs}",
         flush=True,
     )
     return result
@@ -150,11 +150,14 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     Raises:
       InputError: another configuration's run, or other files.
     """
+    check_path(str(folder))
     file = folder / "config.json"
     if not file.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} holds other files and no run; choose another --workdir.")
         return
+    if (checkpoints := folder / "checkpoints").exists() and not checkpoints.is_dir():
+        raise InputError(f"{checkpoints} is a file and no folder; choose another --workdir.")
     try:
         there = json.loads(file.read_text())
     except ValueError as error:
@@ -165,9 +168,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     differ = [name for name in mine if name not in _PLACES and there.get(name) != mine[name]]
     if differ and checkpoint.finished(folder):  # a run that saved nothing has nothing to lose
         what = ", ".join(f"{name} {there.get(name)} there, {mine[name]} here" for name in differ)
-        raise InputError(
-            f"{folder} holds another run ({what}); choose another --workdir or --name (of a sweep, --out)."
-        )
+        raise InputError(f"{folder} holds another run ({what}); choose another --workdir or --name, or delete it.")
 
 
 def claim(folder: Path, config: TrainConfig) -> None:
@@ -177,8 +178,8 @@ def claim(folder: Path, config: TrainConfig) -> None:
 
 def keep_rows(file: Path, epochs: int) -> None:
     """Drop the rows of epochs whose checkpoint was lost; they will be trained again."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    write_whole(file, "".join(line + "\n" for line in lines[:epochs]))
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    write_whole(file, b"".join(line + b"\n" for line in lines[:epochs]))
 
 
 def _network(config: TrainConfig, source: checkpoint.Loaded | None, num_classes: int) -> tuple[Any, Any]:
@@ -231,7 +232,7 @@ def _standing(folder: Path) -> str:
 
 
 def _result(folder: Path) -> Trained:
-    latest, best = (checkpoint.read_meta(checkpoint.find(folder / name))["metrics"] for name in ("latest", "best"))
+    best, latest = (checkpoint.read_meta(checkpoint.find(folder / name))["metrics"] for name in ("best", "latest"))
     return Trained(folder, latest, best)
 
 

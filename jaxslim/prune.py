@@ -201,8 +201,8 @@ def main(argv: list[str]) -> None:
     chosen = dataclasses.asdict(options)
     arguments = {name: chosen[name] for name in ("min_channels", "threshold", "multiple_of", "reference_ties", "leave")}
     pruned, meta = save_cut(options.checkpoint, options.out, options.ratio, **arguments)
-    _show(pruned, meta)
-    print(f"Saved {options.out}; fine-tune it with: python -m jaxslim.train CONFIG --init-from {options.out}")
+    show(pruned, meta)
+    print(f"Saved {options.out}. Next: python -m jaxslim.train configs/..._finetune.py --init-from {options.out}")
 
 
 def save_cut(path: str | Path, out: str | Path, ratio: float | None, **options: Any) -> tuple[Pruned, dict[str, Any]]:
@@ -262,7 +262,8 @@ def tolerance(module: Any) -> float:
     return 0.05 if getattr(module, "dtype", None) == jnp.bfloat16 else 1e-4
 
 
-def _show(pruned: Pruned, meta: dict[str, Any]) -> None:
+def show(pruned: Pruned, meta: dict[str, Any]) -> None:
+    """Print what `save_cut` did: layers, size, and the check."""
     from rich.console import Console
     from rich.table import Table
 

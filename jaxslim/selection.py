@@ -125,7 +125,7 @@ def plan(
 
 def _check_arguments(ratio: float | None, min_channels: int, threshold: float | None, multiple_of: int) -> None:
     if (ratio is None) == (threshold is None):
-        raise InputError("Give either a ratio or a threshold, for example ratio=0.7.")
+        raise InputError("Give either a ratio or a threshold, for example a ratio of 0.7.")
     if ratio is not None and not 0 <= ratio < 1:
         raise InputError(f"The ratio is {ratio}; it must lie in [0, 1): 0.7 cuts 70 % of the channels.")
     if threshold is not None and not threshold >= 0:
@@ -133,6 +133,8 @@ def _check_arguments(ratio: float | None, min_channels: int, threshold: float | 
     for name, value in (("min_channels", min_channels), ("multiple_of", multiple_of)):
         if value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1.")
+        if value >= 2**31:
+            raise InputError(f"{name} is {value}; it must be below 2147483648.")
 
 
 _Layers = list[tuple[str, np.ndarray, np.ndarray]]

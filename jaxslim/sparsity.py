@@ -47,7 +47,12 @@ def bn_scale_mask(variables: Mapping[str, Any]) -> Any:
 
     A BatchNorm layer is one that has running statistics: `batch_stats` holds a mean at the path where `params` holds a
     scale. Scales of other norms are left alone.
+
+    Raises:
+      InputError: the variables are no mapping with `params`.
     """
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise InputError("The variables have no params; pass all that module.init returns, batch_stats included.")
     layers = set(_paths(variables.get("batch_stats", {}), "mean"))
     params = variables["params"]
 

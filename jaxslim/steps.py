@@ -146,3 +146,5 @@ def check_batches(config: TrainConfig, count: int, mesh: Mesh) -> None:
         raise InputError(
             f"A batch of {config.batch_size} is larger than the training set of {count}; use a smaller one."
         )
+    if (total := config.epochs * (count // config.batch_size)) >= 2**31:
+        raise InputError(f"{config.epochs} epochs take {total} steps, more than 2147483647; use fewer epochs.")

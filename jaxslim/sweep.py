@@ -140,7 +140,7 @@ def study(
         rows.append(row)
     notes = {
         "checkpoint": path,
-        "best": f"of a run, chosen on {config.chosen_on}",
+        "best checkpoints": f"chosen on {config.chosen_on}",
         "data": f"{len(images.test_labels)} test images of {images.name}",
         **machine(),
     }

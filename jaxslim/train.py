@@ -1,7 +1,10 @@
 """Train a network: `python -m jaxslim.train [CONFIG] [--overrides]`."""
 
+import dataclasses
+
 from jaxslim.cli import load_config, run
 from jaxslim.config import DIGITS, TrainConfig
+from jaxslim.errors import InputError
 
 DESCRIPTION = """Train a network, with sparsity when --l1 is above 0; the same command continues a run that was stopped.
 
@@ -15,7 +18,11 @@ def main(argv: list[str]) -> None:
     import tyro
 
     named = bool(argv) and not argv[0].startswith("-")
+    if not named and any(word.endswith(".py") for word in argv):
+        raise InputError("The config comes before the options: python -m jaxslim.train CONFIG [--overrides].")
     default = load_config(argv[0]) if named else DIGITS
+    if not named and any(word.split("=")[0] == "--init-from" for word in argv):
+        default = dataclasses.replace(DIGITS, name="digits-finetuned", widths=None, l1=0.0)
     config = tyro.cli(
         TrainConfig,
         default=default,

@@ -35,13 +35,13 @@ def main(argv: list[str]) -> None:
         raise InputError(f"The ratio is {options.ratio}; it must lie in (0, 1), for example 0.7.")
     command = " ".join(["scripts/demo", *argv])
     old = folder / "report.md"
-    if old.exists() and f"- command: {command}" in old.read_text().splitlines():
+    if old.exists() and f"- command: {command}" in old.read_text(errors="replace").splitlines():
         print((folder / "report.md").read_text())
         print(f"Done before; delete {out} to start over. Report: {folder}/report.md")
         return
     from jaxslim import report, sweep
     from jaxslim.loop import train
-    from jaxslim.prune import save_cut
+    from jaxslim.prune import save_cut, show
 
     started = time.perf_counter()
 
@@ -53,21 +53,23 @@ def main(argv: list[str]) -> None:
             changes["epochs"] = options.epochs
         return dataclasses.replace(load_config(str(HOME / "configs" / f"digits_{name}.py")), **changes)
 
-    announce("1/5 baseline: python -m jaxslim.train configs/digits_baseline.py")
+    announce(f"1/5 baseline: python -m jaxslim.train configs/digits_baseline.py --workdir {out}/baseline")
     baseline = train(config("baseline", workdir=str(out / "baseline")))
-    announce("2/5 sparse training: python -m jaxslim.train configs/digits_sparse.py")
+    announce(f"2/5 sparse training: python -m jaxslim.train configs/digits_sparse.py --workdir {out}/sparse")
     sparse = train(config("sparse", workdir=str(out / "sparse")))
-    announce("3/5 ratio sweep: python scripts/ratio_sweep.py runs/digits-sparse --baseline runs/digits-baseline")
+    announce(f"3/5 ratio sweep: python scripts/ratio_sweep.py {out}/sparse --baseline {out}/baseline")
     ratios = tuple(sorted({*sweep.RATIOS, options.ratio}))
     result = sweep.study(str(sparse.folder / "latest"), out / "sweep", ratios=ratios, baseline=str(baseline.folder))
-    announce(f"4/5 cut: python -m jaxslim.prune runs/digits-sparse --ratio {options.ratio} --out runs/digits-pruned")
     pruned = out / f"pruned-{options.ratio:g}"
+    announce(f"4/5 cut: python -m jaxslim.prune {out}/sparse --ratio {options.ratio:g} --out {pruned}")
     if not pruned.exists():
-        save_cut(str(sparse.folder / "latest"), pruned, options.ratio)
-    announce("5/5 fine-tuning: python -m jaxslim.train configs/digits_finetune.py")
+        show(*save_cut(sparse.folder, pruned, options.ratio))
+    announce(f"5/5 fine-tuning: python -m jaxslim.train configs/digits_finetune.py --init-from {pruned}")
     tuned = train(config("finetune", workdir=str(out / f"finetuned-{options.ratio:g}"), init_from=str(pruned)))
 
-    cut_row = next(row for row in result.sweep if row.ratio == options.ratio)
+    finetuned = {options.ratio: tuned.metrics["accuracy"]}
+    sweep_rows = tuple(dataclasses.replace(r, finetuned_accuracy=finetuned.get(r.ratio)) for r in result.sweep)
+    cut_row = next(row for row in sweep_rows if row.ratio == options.ratio)
     full = result.sweep[0]
     stages = (
         ("Baseline", baseline.metrics["accuracy"], full),
@@ -77,7 +79,9 @@ def main(argv: list[str]) -> None:
     )
     rows = tuple(report.Stage(name=n, accuracy=a, params=size.params, macs=size.macs) for n, a, size in stages)
     notes = {**result.notes, "run time": f"{time.perf_counter() - started:.0f} s", "command": command}
-    result = dataclasses.replace(result, title="Network slimming on handwritten digits", stages=rows, notes=notes)
+    result = dataclasses.replace(
+        result, title="Network slimming on handwritten digits", stages=rows, sweep=sweep_rows, notes=notes
+    )
     announce("what was measured")
     report.show(result)
     report.write(result, folder)

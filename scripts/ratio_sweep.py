@@ -22,7 +22,8 @@ class Options:
     out: str | None = None
     """Folder of the report; by default RUN-sweep beside the run."""
     finetune_epochs: int = 0
-    """Also fine-tune the network of each ratio for so many epochs, by the checkpoint's own recipe without sparsity."""
+    """Also fine-tune the network of each ratio for so many epochs, by the checkpoint's own recipe without
+    sparsity. It starts at the full learning rate, so very few epochs do harm; the reference takes 10 to 40."""
     verify: bool = False
     """Evaluate each really cut network too, to see that it agrees with zeroed channels."""
     min_channels: int = 1

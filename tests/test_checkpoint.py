@@ -307,7 +307,9 @@ def test_the_best_and_the_latest_two_are_kept(tmp_path, network, name):
 
 
 def test_the_latest_of_equals_is_the_best(tmp_path, network):
-    save_epochs(tmp_path, network, [0.5, 0.5, 0.1])
+    save_epochs(tmp_path, network, [0.5, 0.5])
+    assert epoch_of(tmp_path / "best") == 2
+    save_epochs(tmp_path, network, [0.1], first=3)
     assert epoch_of(tmp_path / "best") == 2
 
 

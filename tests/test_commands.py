@@ -312,7 +312,7 @@ def test_prune_in_a_process_of_its_own(home, tmp_path):
     assert re.search(
         r"check logits within \d\.\de-0[6-9] of the full network's with those channels at zero", flat(done.stdout)
     )
-    assert "Saved cut; fine-tune it with: python -m jaxslim.train CONFIG --init-from cut" in done.stdout
+    assert re.search(r"^Saved cut\b.* python -m jaxslim\.train \S+ --init-from cut$", done.stdout, re.MULTILINE)
     assert (loaded.meta["kind"], loaded.meta["cost"]) == ("pruned", {"params": params, "macs": macs})
 
 
@@ -353,8 +353,8 @@ PRUNE_MISTAKES = {
         "A ratio of 0.95 cannot be met: with min_channels=1 and the layers left alone, 10 of 12 channels can go; "
         "the largest ratio is 0.8333.",
     ),
-    "neither": ([SPARSE, *OUT], "Give either a ratio or a threshold, for example ratio=0.7."),
-    "both": ([SPARSE, *HALF, "--threshold", 0.1], "Give either a ratio or a threshold, for example ratio=0.7."),
+    "neither": ([SPARSE, *OUT], "Give either a ratio or a threshold, for example"),
+    "both": ([SPARSE, *HALF, "--threshold", 0.1], "Give either a ratio or a threshold, for example"),
     "threshold": ([SPARSE, "--threshold", -1, *OUT], "The threshold is -1.0; it must be a number of at least 0"),
     "no channels": ([SPARSE, *HALF, "--min-channels", 0], "min_channels is 0; it must be at least 1."),
     "multiple": ([SPARSE, *HALF, "--multiple-of", 0], "multiple_of is 0; it must be at least 1."),

@@ -190,11 +190,12 @@ def test_bars_on_a_terminal(monkeypatch):
 
 def test_the_last_line_says_what_best_was_chosen_on(whole):
     best, latest = whole.result.best, whole.result.metrics
-    assert whole.printed.out.getvalue() == (
+    (line,) = whole.printed.out.getvalue().splitlines()
+    assert line.startswith(
         f"tiny: accuracy {latest['accuracy']:.2%} after epoch 4; best {best['accuracy']:.2%} after epoch "
-        f"{best['epoch']}, chosen on the test set, as in the reference. "
-        f"Checkpoints: {whole.folder}/latest, {whole.folder}/best\n"
+        f"{best['epoch']}, chosen on the test set, as in the reference. Checkpoint"
     )
+    assert str(whole.folder) in line
 
 
 def test_best_is_chosen_on_held_out_images(tmp_path, capsys):
