@@ -67,6 +67,8 @@ def save(path: str | Path, module: Any, variables: Any, meta: Mapping[str, Any] 
     check_path(str(path))
     if os.path.lexists(path):
         raise InputError(f"{path} exists already and checkpoints are never overwritten; choose another folder.")
+    if path.parent.name == "checkpoints":
+        raise InputError(f"{path} lies among a run's own checkpoints; choose another folder.")
     described = describe(module, variables, meta)
     try:
         json.dumps(described)

@@ -216,3 +216,10 @@ def test_places_that_take_no_checkpoint(home, tmp_path, name, message):
     with pytest.raises(InputError, match=message):
         checkpoint.save(tmp_path / name, module, variables)
     assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_cut_network_among_the_checkpoints_of_a_run(home):
+    """RUN/latest would mean it."""
+    with pytest.raises(InputError, match="checkpoints/9 lies among a run's own checkpoints; choose another folder"):
+        save_cut(home / "run", home / "run" / "checkpoints" / "9", 0.5)
+    assert checkpoint.finished(home / "run") == [1, 2]
