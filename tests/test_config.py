@@ -15,7 +15,7 @@ from jaxslim.errors import InputError
 
 HOME = Path(__file__).resolve().parents[1]
 
-# shared/reference/peers.json: the PyTorch reference's and foolwood's recipe, in the words of TrainConfig.
+# The recipe that the PyTorch reference and foolwood publish, in the words of TrainConfig.
 RECIPE = {
     "image_size": 32,
     "channels": 3,
@@ -126,7 +126,7 @@ def configs(draw):
         holdout=draw(st.floats(0, 1, exclude_max=True)),
         mean=draw(st.tuples(*[st.floats(-9, 9)] * channels)),
         std=draw(st.tuples(*[st.floats(1e-3, 9)] * channels)),
-        pad=draw(st.integers(0, 9)),
+        pad=draw(st.integers(0, image_size - 1)),
         flip=draw(st.booleans()),
         model=draw(st.sampled_from(["vgg11", "vgg13", "vgg16", "vgg19"])),
         widths=draw(st.sampled_from([None, tuple(widths)])),

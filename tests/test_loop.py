@@ -524,7 +524,7 @@ FINETUNING = {
     ),
     "poolings": (
         {},
-        {"image_size": 1, "widths": None},
+        {"image_size": 1, "pad": 0, "widths": None},
         "1 poolings shrink images of 1 pixels to nothing; raise image_size",
     ),
 }
