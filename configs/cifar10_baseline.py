@@ -7,14 +7,4 @@ Expected: 93.3 % (the PyTorch reference reports 93.26 %, foolwood's implementati
 
 from jaxslim.config import TrainConfig
 
-config = TrainConfig(
-    name="cifar10-baseline",
-    dataset="cifar10",
-    model="vgg19",
-    epochs=160,
-    batch_size=100,
-    learning_rate=0.1,
-    lr_drops=(0.5, 0.75),
-    momentum=0.9,
-    weight_decay=1e-4,
-)
+config = TrainConfig(name="cifar10-baseline", dataset="cifar10", model="vgg19", epochs=160)

@@ -8,14 +8,4 @@ epochs).
 
 from jaxslim.config import TrainConfig
 
-config = TrainConfig(
-    name="cifar10-finetuned",
-    dataset="cifar10",
-    init_from="runs/cifar10-pruned",
-    epochs=40,
-    batch_size=100,
-    learning_rate=0.1,
-    lr_drops=(0.5, 0.75),
-    momentum=0.9,
-    weight_decay=1e-4,
-)
+config = TrainConfig(name="cifar10-finetuned", dataset="cifar10", init_from="runs/cifar10-pruned", epochs=40)

@@ -8,15 +8,4 @@ Expected: 94.0 % (the PyTorch reference reports 94.02 %, foolwood's implementati
 
 from jaxslim.config import TrainConfig
 
-config = TrainConfig(
-    name="cifar10-sparse",
-    dataset="cifar10",
-    model="vgg19",
-    epochs=160,
-    batch_size=100,
-    learning_rate=0.1,
-    lr_drops=(0.5, 0.75),
-    momentum=0.9,
-    weight_decay=1e-4,
-    l1=1e-4,
-)
+config = TrainConfig(name="cifar10-sparse", dataset="cifar10", model="vgg19", epochs=160, l1=1e-4)

@@ -27,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from jaxslim.errors import InputError
+from jaxslim.errors import InputError, first_line
 from jaxslim.files import check_path, write_whole
 from jaxslim.models import VGG
 
@@ -169,6 +169,11 @@ def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None)
     }
 
 
+def parent(path: str | Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint made from the one at `path` keeps of its `meta`."""
+    return {"path": str(path), **{name: meta.get(name) for name in ("kind", "epoch", "metrics")}}
+
+
 def finished(run: Path) -> list[int]:
     """Epochs that the run in folder `run` has whole checkpoints of, in order."""
     folder = run / "checkpoints"
@@ -277,7 +282,7 @@ def _restore(path: Path, **items: Any) -> Any:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(path, args=ocp.args.Composite(**items))
     except Exception as error:  # orbax and its storage raise many unrelated types for damaged files
-        reason = [*str(error).strip().splitlines(), type(error).__name__][0][:200]
+        reason = first_line(error)
     _forget_unread_arrays()
     raise _damaged(path, f"its {next(iter(items))} cannot be read ({reason})")
 
@@ -346,5 +351,6 @@ def _check_fit(path: Path, module: Any, variables: Any, image_shape: Any) -> Non
     try:
         jax.eval_shape(module.apply, variables, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
     except Exception as error:  # whatever Flax and JAX find wrong
-        reason = [*str(error).strip().splitlines(), type(error).__name__][0][:200]
-        raise _damaged(path, f"its network, arrays and image shape do not fit each other ({reason})") from None
+        raise _damaged(
+            path, f"its network, arrays and image shape do not fit each other ({first_line(error)})"
+        ) from None

@@ -1,11 +1,9 @@
 """Images to train on: loading with a cache of decoded images, and augmentation and normalisation on the device."""
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from jax.typing import DTypeLike
 
 from jaxslim import archives, sources
 from jaxslim.errors import InputError
+from jaxslim.files import replacing
 from jaxslim.sources import Dataset
 
 __all__ = ["Dataset", "augment", "hold_out", "load", "normalise"]
@@ -88,18 +87,12 @@ def _find(dataset: str, data_dir: str | None) -> sources.Source:
 
 def _store(path: Path, data: Dataset) -> None:
     """Write `data` to `path` at once or not at all; a cache that cannot be written only costs time."""
-    temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")
     arrays = {name: value for name, value in data._asdict().items() if name != "name"}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
-        temporary.replace(path)
     except OSError as error:
         log.warning("Cannot cache decoded images in %s (%s); they will be decoded again next time.", path.parent, error)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, np.ndarray, np.ndarray]:

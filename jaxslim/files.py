@@ -1,7 +1,9 @@
 """Files that appear whole or not at all."""
 
+import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from jaxslim.errors import InputError
@@ -13,13 +15,20 @@ def check_path(path: str) -> None:
         raise InputError(f"The path {path!r} is not valid UTF-8; choose another name.")
 
 
-def write_whole(path: Path, content: bytes | str) -> Path:
-    """Write `content` to `path`, making its folder; a reader or a crash sees the old file or the new one."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which then replaces `path` in one step; a reader or a crash sees the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes | str) -> Path:
+    """Write `content` to `path`, making its folder, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path

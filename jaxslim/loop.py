@@ -17,7 +17,7 @@ from jaxslim.config import TrainConfig, check_widths
 from jaxslim.errors import DivergedError, InputError
 from jaxslim.files import check_path, write_whole
 from jaxslim.progress import Progress
-from jaxslim.sparsity import bn_scale_mask
+from jaxslim.sparsity import bn_scale_mask, scale_values
 
 _PLACES = ("name", "workdir", "data_dir", "tensorboard")  # what may differ when a run is continued
 
@@ -58,8 +58,7 @@ def train(config: TrainConfig) -> Trained:
     everywhere, split = steps.shardings(mesh)
     steps_per_epoch = len(images.train_labels) // config.batch_size
     rate = steps.learning_rates(config, steps_per_epoch)
-    scale_mask = bn_scale_mask(variables)
-    tx = steps.optimizer(config, rate, scale_mask)
+    tx = steps.optimizer(config, rate, bn_scale_mask(variables))
     state = steps.TrainState(jnp.zeros((), jnp.int32), variables, jax.jit(tx.init)(variables["params"]))
     state = jax.device_put(state, everywhere)
     train_images, train_labels = jax.device_put((images.train_images, images.train_labels), everywhere)
@@ -70,11 +69,11 @@ def train(config: TrainConfig) -> Trained:
     last_finite = math.nan
     if done:
         latest = checkpoint.find(folder)
-        restored = jax.device_put(checkpoint.load(latest, type(module)).variables, everywhere)
+        reached = checkpoint.load(latest, type(module))
         moments = checkpoint.restore_optimizer(latest, state.optimizer)
-        state = steps.TrainState(jnp.asarray(done[-1] * steps_per_epoch, jnp.int32), restored, moments)
+        state = steps.TrainState(jnp.asarray(done[-1] * steps_per_epoch, jnp.int32), reached.variables, moments)
         state = jax.device_put(state, everywhere)
-        last_finite = checkpoint.read_meta(latest)["metrics"]["loss"]
+        last_finite = reached.meta["metrics"]["loss"]
     first = done[-1] if done else 0
     claim(folder, config)
     metrics_file = folder / "metrics.jsonl"
@@ -108,8 +107,9 @@ def train(config: TrainConfig) -> Trained:
             seconds = time.perf_counter() - started
             current_rate = float(rate((epoch - 1) * steps_per_epoch))
             last_finite = float(finite[-1]) / config.batch_size if finite.size else last_finite
-            scales = _scales(state.variables["params"], scale_mask)
-            if not (math.isfinite(loss) and math.isfinite(scales["l1"])):
+            scales = scale_values(state.variables)
+            l1 = float(scales.sum())
+            if not (math.isfinite(loss) and math.isfinite(l1)):
                 saver.wait()
                 raise DivergedError(
                     f"The training diverged in epoch {epoch} at learning rate {current_rate:g} (last finite loss "
@@ -121,7 +121,8 @@ def train(config: TrainConfig) -> Trained:
                 "loss": loss / seen,
                 "train_accuracy": correct / seen,
                 "learning_rate": current_rate,
-                **scales,
+                "l1": l1,
+                "small_scales": float((scales < 1e-2).mean()),
                 "accuracy": test(state.variables).accuracy,
                 **({"holdout_accuracy": choose(state.variables).accuracy} if choose else {}),
                 "images_per_second": seen / seconds,
@@ -214,14 +215,7 @@ def _kind(config: TrainConfig) -> str:
 def _parent(config: TrainConfig, source: checkpoint.Loaded | None) -> dict[str, Any] | None:
     if source is None:
         return None
-    return {"path": config.init_from, **{name: source.meta.get(name) for name in ("kind", "epoch", "metrics", "plan")}}
-
-
-def _scales(params: Any, mask: Any) -> dict[str, float]:
-    """Sum of |BatchNorm scale| and the share of scales under 1e-2."""
-    chosen = jax.tree.map(lambda use, p: p if use else None, mask, params)
-    scales = np.abs(np.concatenate([np.ravel(leaf) for leaf in jax.device_get(jax.tree.leaves(chosen))]))
-    return {"l1": float(scales.sum()), "small_scales": float((scales < 1e-2).mean())}
+    return checkpoint.parent(str(config.init_from), source.meta) | {"plan": source.meta.get("plan")}
 
 
 def _standing(folder: Path) -> str:

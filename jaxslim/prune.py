@@ -14,7 +14,7 @@ import tyro
 from jaxslim.channels import ChannelGraph, leaf_paths, trace
 from jaxslim.cli import run
 from jaxslim.cost import count
-from jaxslim.errors import InputError
+from jaxslim.errors import InputError, first_line
 from jaxslim.selection import Plan, plan
 from jaxslim.sparsity import bn_scales
 
@@ -101,10 +101,9 @@ def apply_plan(module: Any, variables: Any, graph: ChannelGraph, plan: Plan, ima
     try:
         jax.eval_shape(narrower.apply, smaller, images)
     except Exception as error:  # whatever the module and JAX find wrong
-        reason = [*str(error).strip().splitlines(), type(error).__name__][0][:200]
         raise InputError(
-            f"{type(module).__name__} cannot be applied after the cut ({reason}): it takes a width from other than "
-            "its parameters' shapes. Name the layers concerned in leave."
+            f"{type(module).__name__} cannot be applied after the cut ({first_line(error)}): it takes a width from "
+            "other than its parameters' shapes. Name the layers concerned in leave."
         ) from error
     return Pruned(narrower, smaller, plan)
 
@@ -242,7 +241,7 @@ def save_cut(path: str | Path, out: str | Path, ratio: float | None, **options: 
     described: dict[str, Any] = {
         "kind": "pruned",
         **{name: meta[name] for name in ("config", "class_names", "image_shape") if name in meta},
-        "parent": {"path": str(path), **{name: meta.get(name) for name in ("kind", "epoch", "metrics")}},
+        "parent": checkpoint.parent(path, meta),
         "cost": count(pruned.module.apply, smaller, images)._asdict(),
         "full_cost": count(module.apply, variables, images)._asdict(),
         "plan": {

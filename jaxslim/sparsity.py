@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxslim.errors import InputError
@@ -82,6 +83,11 @@ def bn_scales(variables: Mapping[str, Any]) -> Any:
             "pass both collections, or give plan() scores of your own."
         )
     return {"params": scores}
+
+
+def scale_values(variables: Any) -> np.ndarray:
+    """All |scale| of a network's BatchNorm layers, one after another."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.device_get(jax.tree.leaves(bn_scales(variables)))])
 
 
 def _paths(tree: Any, name: str) -> list[tuple[Any, ...]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxslim import data, steps
 from jaxslim.channels import trace
-from jaxslim.checkpoint import Loaded, find, load, read_meta
+from jaxslim.checkpoint import Loaded, find, load, parent, read_meta
 from jaxslim.config import RATIOS, TrainConfig
 from jaxslim.cost import count
 from jaxslim.errors import InputError
@@ -23,7 +23,7 @@ from jaxslim.loop import train
 from jaxslim.prune import Pruned, apply_plan, difference, save_cut, tolerance, zero
 from jaxslim.report import Report, SweepRow
 from jaxslim.selection import Plan, plan
-from jaxslim.sparsity import bn_scales
+from jaxslim.sparsity import bn_scales, scale_values
 
 
 class Cut(NamedTuple):
@@ -100,11 +100,6 @@ def sweep(
         )
 
 
-def scale_values(variables: Any) -> np.ndarray:
-    """All |BatchNorm scale| of a network, one after another."""
-    return np.concatenate([np.ravel(leaf) for leaf in jax.device_get(jax.tree.leaves(bn_scales(variables)))])
-
-
 def study(
     path: str,
     out: Path,
@@ -135,7 +130,7 @@ def study(
         print(f"ratio {row.ratio:g}: accuracy {row.accuracy:.2%}, {row.params:,} parameters", file=sys.stderr)
         before = {layer.name: layer.before for layer in pruned.plan.layers}
         if finetune_epochs:
-            accuracy = _finetune(path, row.ratio, min_channels, finetune_epochs, config, out)
+            accuracy = _finetune(path, loaded.meta, row.ratio, min_channels, finetune_epochs, config, out)
             row = dataclasses.replace(row, finetuned_accuracy=accuracy)
         rows.append(row)
     notes = {
@@ -156,14 +151,15 @@ def machine() -> dict[str, str]:
     return {"hardware": hardware, "versions": f"{versions}, Python {platform.python_version()}"}
 
 
-def _finetune(path: str, ratio: float, min_channels: int, epochs: int, config: TrainConfig, out: Path) -> float:
+def _finetune(
+    path: str, meta: dict[str, Any], ratio: float, min_channels: int, epochs: int, config: TrainConfig, out: Path
+) -> float:
     """Save the cut network below `out` and train it on by its own recipe without the L1 pull."""
     folder = out.absolute() / f"ratio-{ratio:g}"
     if not folder.exists():
         save_cut(path, folder, ratio, min_channels=min_channels)
-    there, source = read_meta(folder), read_meta(find(path))
-    parent = {"path": str(find(path)), **{name: source.get(name) for name in ("kind", "epoch", "metrics")}}
-    if there.get("parent") != parent or there["plan"]["min_channels"] != min_channels:
+    there = read_meta(folder)
+    if there.get("parent") != parent(find(path), meta) or there["plan"]["min_channels"] != min_channels:
         raise InputError(
             f"{folder} was cut from another checkpoint or with another min_channels; choose another --out."
         )
