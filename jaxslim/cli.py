@@ -10,11 +10,18 @@ from pathlib import Path
 
 from jaxslim.config import TrainConfig
 from jaxslim.errors import DivergedError, InputError
+from jaxslim.files import cache_folder
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
-    """Call `main(arguments)` and exit: 0, 2 for unusable input, 1 for a run that diverged, 130 for Ctrl-C."""
+    """Call `main(arguments)` and exit: 0, 2 for unusable input, 1 for a run that diverged, 130 for Ctrl-C.
+
+    What JAX compiles is kept in the user's cache folder (JAX's persistent compilation cache); variables that the user
+    has set, such as JAX_COMPILATION_CACHE_DIR, win.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("jaxslim").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)

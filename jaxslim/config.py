@@ -68,6 +68,8 @@ class TrainConfig:
     """Seed of initialisation, data order and augmentation."""
     eval_batch_size: int = 500
     """Images a batch of evaluation, over all devices together."""
+    compilation_cache: bool = True
+    """Keep compiled steps in `~/.cache/jaxslim/compiled`, so that a second run starts at once."""
     tensorboard: bool = False
     """Also write TensorBoard event files (needs `pip install "jaxslim[tensorboard]"`)."""
 

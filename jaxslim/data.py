@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from jaxslim import archives, sources
 from jaxslim.errors import InputError
-from jaxslim.files import replacing
+from jaxslim.files import cache_folder, replacing
 from jaxslim.sources import Dataset
 
 __all__ = ["Dataset", "augment", "hold_out", "load", "normalise"]
@@ -51,8 +51,7 @@ def load(dataset: str, *, data_dir: str | None = None, image_size: int = 32, cha
     if source.identity is None:
         return source.read(image_size, channels)._replace(name=dataset)
     key = json.dumps([CACHE_VERSION, source.identity, image_size, channels])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxslim" / "data"
-    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+    path = cache_folder() / "data" / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
     try:
         return archives.read_npz(path, image_size, channels)._replace(name=dataset)
     except InputError:  # absent or damaged

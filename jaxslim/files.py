@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and where the cached ones lie."""
 
 import contextlib
 import os
@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxslim.errors import InputError
+
+
+def cache_folder() -> Path:
+    """Where jaxslim keeps what it can make again: `$XDG_CACHE_HOME/jaxslim`, else `~/.cache/jaxslim`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxslim"
 
 
 def check_path(path: str) -> None:

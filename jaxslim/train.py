@@ -1,6 +1,7 @@
 """Train a network: `python -m jaxslim.train [CONFIG] [--overrides]`."""
 
 import dataclasses
+import os
 
 from jaxslim.cli import load_config, run
 from jaxslim.config import DIGITS, TrainConfig
@@ -35,6 +36,8 @@ def main(argv: list[str]) -> None:
         how = "with" if config.l1 else "without"
         print(f"No CONFIG given: training on {images} {how} sparsity. For CIFAR-10: {CIFAR_CONFIGS}", flush=True)
 
+    if not config.compilation_cache:
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # JAX reads it when it is imported, below
     from jaxslim.loop import train
 
     train(config)

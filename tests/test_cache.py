@@ -1,0 +1,52 @@
+"""What the commands compile is kept for the next process."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jaxslim import train
+
+COMMAND = """
+from jaxslim.cli import run
+
+
+def main(argv):
+    import jax
+
+    jax.jit(lambda x: x + 1)(1.0).block_until_ready()
+
+
+run(main, [])
+"""
+
+
+def kept(tmp_path, **variables):
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **variables}
+    done = subprocess.run([sys.executable, "-c", COMMAND], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return list(tmp_path.rglob("*-cache"))
+
+
+def test_compiled_programs_are_kept_in_the_cache_folder(tmp_path):
+    files = kept(tmp_path)
+    assert files
+    assert {file.parent for file in files} == {tmp_path / "jaxslim" / "compiled"}
+    assert sorted(kept(tmp_path)) == sorted(files)  # the second process compiles nothing new, and says nothing
+
+
+def test_a_place_that_the_user_has_set_wins(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    assert {file.parent for file in kept(tmp_path, JAX_COMPILATION_CACHE_DIR=str(elsewhere))} == {elsewhere}
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], None), (["--no-compilation-cache"], "false")])
+def test_the_flag_turns_it_off(monkeypatch, options, expected):
+    monkeypatch.delenv("JAX_ENABLE_COMPILATION_CACHE", raising=False)
+    monkeypatch.setattr("jaxslim.loop.train", lambda config: None)
+    found = {}
+    monkeypatch.setattr(train.os, "environ", found)
+    train.main(options)
+    assert found.get("JAX_ENABLE_COMPILATION_CACHE") == expected
