@@ -19,7 +19,7 @@ from jaxslim.files import check_path, write_whole
 from jaxslim.progress import Progress
 from jaxslim.sparsity import bn_scale_mask, scale_values
 
-_PLACES = ("name", "workdir", "data_dir", "tensorboard")  # what may differ when a run is continued
+_PLACES = ("name", "workdir", "data_dir", "tensorboard", "compilation_cache")  # what may differ when a run is continued
 
 
 class Trained(NamedTuple):
@@ -55,13 +55,13 @@ def train(config: TrainConfig) -> Trained:
     steps.check_batches(config, len(images.train_labels), mesh)
     module, variables = _network(config, source, len(images.class_names))
 
-    everywhere, split = steps.shardings(mesh)
+    everywhere, _ = steps.shardings(mesh)
     steps_per_epoch = len(images.train_labels) // config.batch_size
     rate = steps.learning_rates(config, steps_per_epoch)
     tx = steps.optimizer(config, rate, bn_scale_mask(variables))
     state = steps.TrainState(jnp.zeros((), jnp.int32), variables, jax.jit(tx.init)(variables["params"]))
     state = jax.device_put(state, everywhere)
-    train_images, train_labels = jax.device_put((images.train_images, images.train_labels), everywhere)
+    batches = steps.feed(mesh, images.train_images, images.train_labels)
     step = steps.train_step(config, module, tx, mesh)
     test = steps.evaluator(config, module, mesh, images.test_images, images.test_labels)
     choose = steps.evaluator(config, module, mesh, *held_out) if held_out else None
@@ -85,7 +85,7 @@ def train(config: TrainConfig) -> Trained:
     }
     lineage |= {"class_names": list(images.class_names), "image_shape": list(images.train_images.shape[1:])}
 
-    augment_key = jax.random.key(config.seed + 1)
+    augment_key = jax.device_put(jax.random.key(config.seed + 1), everywhere)
     with (
         contextlib.closing(checkpoint.Saver(folder)) as saver,
         board(str(folder / "tensorboard")) if board else contextlib.nullcontext() as writer,
@@ -95,14 +95,13 @@ def train(config: TrainConfig) -> Trained:
             started = time.perf_counter()
             totals = []
             order = steps.order(config.seed, epoch, len(images.train_labels), config.batch_size)
-            for number, chosen in enumerate(order, start=(epoch - 1) * steps_per_epoch):
-                key = jax.random.fold_in(augment_key, number)
-                state, sums = step(state, train_images, train_labels, jax.device_put(chosen, split), key)
+            for call in batches(order):
+                state, sums = step(state, *call, augment_key)
                 totals.append(sums)
                 jax.block_until_ready(totals[max(len(totals) - 3, 0)])  # so that the progress shown has happened
-                progress.advance()
+                progress.advance(len(sums.loss))
             seen = order.size
-            losses, hits = (np.stack(jax.device_get(column)) for column in zip(*totals, strict=True))
+            losses, hits = (np.concatenate(jax.device_get(column)) for column in zip(*totals, strict=True))
             loss, correct, finite = float(losses.sum()), float(hits.sum()), losses[np.isfinite(losses)]
             seconds = time.perf_counter() - started
             current_rate = float(rate((epoch - 1) * steps_per_epoch))

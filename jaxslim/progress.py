@@ -34,10 +34,10 @@ class Progress:
         if self._bars:
             self._bars.stop()
 
-    def advance(self) -> None:
-        """One step is done."""
+    def advance(self, steps: int) -> None:
+        """So many more steps are done."""
         if self._bars:
-            self._bars.advance(self._task)
+            self._bars.advance(self._task, steps)
 
     def finish_epoch(self, row: Mapping[str, Any]) -> None:
         """Tell what an epoch came to; `row` is its line of metrics.jsonl."""

@@ -1,19 +1,24 @@
 """One step of training and one of evaluation, jitted, with the batch sharded over a mesh of devices."""
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxslim.config import TrainConfig
 from jaxslim.data import augment, normalise
 from jaxslim.errors import InputError
+from jaxslim.lowering import compiler_options
 from jaxslim.sparsity import l1_subgradient
+
+log = logging.getLogger(__name__)
 
 
 class TrainState(NamedTuple):
@@ -54,11 +59,11 @@ def optimizer(config: TrainConfig, rate: optax.Schedule, scale_mask: Any) -> opt
 
 
 def train_step(config: TrainConfig, module: Any, tx: optax.GradientTransformation, mesh: Mesh) -> Callable[..., Any]:
-    """Build `step(state, images, labels, chosen, key) -> (state, Sums)`.
+    """Build `step(state, images, labels, order, key) -> (state, Sums)`, which takes one step or many in one call.
 
-    `images` uint8 (n, h, w, c) and `labels` (n,) are the whole training set on the devices, `chosen` (batch,) the
-    indices of this step's batch, sharded over the mesh, `key` the seed of its augmentation. The old state is donated.
-    BatchNorm sees the statistics of the global batch.
+    `images` uint8 (n, h, w, c), `labels` (n,) and `order` (steps, batch), the indices of each step's batch, are as
+    `feed` yields them; `key` and the number of the step fix the augmentation. The sums are (steps,). The old state is
+    donated. BatchNorm sees the statistics of the global batch.
     """
 
     def loss_of(params: Any, stats: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
@@ -66,7 +71,8 @@ def train_step(config: TrainConfig, module: Any, tx: optax.GradientTransformatio
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean(), (updates, Sums(losses.sum(), jnp.sum(logits.argmax(-1) == labels)))
 
-    def step(state: TrainState, images: Any, labels: Any, chosen: Any, key: Any) -> tuple[TrainState, Sums]:
+    def one(state: TrainState, images: Any, labels: Any, chosen: Any, key: Any) -> tuple[TrainState, Sums]:
+        key = jax.random.fold_in(key, state.step)
         batch = augment(images[chosen], key, pad=config.pad, flip=config.flip)
         batch = normalise(batch, config.mean, config.std)
         params = state.variables["params"]
@@ -76,19 +82,30 @@ def train_step(config: TrainConfig, module: Any, tx: optax.GradientTransformatio
         params = optax.apply_updates(params, updates)
         return TrainState(state.step + 1, {"params": params, **stats}, moments), sums
 
-    return jax.jit(step, donate_argnums=0, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    def step(state: TrainState, images: Any, labels: Any, order: Any, key: Any) -> tuple[TrainState, Sums]:
+        if len(order) == 1:
+            state, sums = one(state, images, labels, order[0], key)
+            return state, Sums(*(value[None] for value in sums))
+        return lax.scan(lambda state, chosen: one(state, images, labels, chosen, key), state, order)
+
+    everywhere, _ = shardings(mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=everywhere, compiler_options=compiler_options())
 
 
 def evaluate_step(config: TrainConfig, module: Any, mesh: Mesh) -> Callable[..., Sums]:
-    """Build `step(variables, images, labels, chosen, counted) -> Sums` over the images where `counted` is true."""
+    """Build `step(variables, images, labels, order, counted) -> Sums` over the images where `counted` is true.
 
-    def step(variables: Any, images: Any, labels: Any, chosen: Any, counted: Any) -> Sums:
+    Images, labels and `order` (1, batch) are as `feed` yields them, `counted` is (batch,).
+    """
+
+    def step(variables: Any, images: Any, labels: Any, order: Any, counted: Any) -> Sums:
+        chosen = order[0]
         logits = module.apply(variables, normalise(images[chosen], config.mean, config.std))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[chosen])
         hits = (logits.argmax(-1) == labels[chosen]) & counted
         return Sums(jnp.sum(losses * counted), jnp.sum(hits))
 
-    return jax.jit(step, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(step, out_shardings=shardings(mesh)[0], compiler_options=compiler_options())
 
 
 class Evaluation(NamedTuple):
@@ -111,17 +128,65 @@ def evaluator(config: TrainConfig, module: Any, mesh: Mesh, images: Any, labels:
     step = evaluate_step(config, module, mesh)
     everywhere, split = shardings(mesh)
     count, size = len(labels), math.ceil(min(config.eval_batch_size, len(labels)) / mesh.size) * mesh.size
-    images, labels = jax.device_put((images, labels), everywhere)
-    numbers = np.arange(math.ceil(count / size) * size).reshape(-1, size)
-    batches = [jax.device_put((np.minimum(row, count - 1), row < count), split) for row in numbers]
+    batches = feed(mesh, images, labels)
+    numbers = np.arange(math.ceil(count / size) * size, dtype=np.int32).reshape(-1, 1, size)
+    rows = [(np.minimum(row, count - 1), jax.device_put(row[0] < count, split)) for row in numbers]
 
     def evaluate(variables: Any) -> Evaluation:
         variables = jax.device_put(variables, everywhere)
-        sums = [step(variables, images, labels, *batch) for batch in batches]
+        sums = [step(variables, *call, counted) for row, counted in rows for call in batches(row)]
         total = jax.tree.map(lambda *parts: float(np.sum(jax.device_get(parts))), *sums)
         return Evaluation(total.loss / count, total.correct / count)
 
     return evaluate
+
+
+def feed(mesh: Mesh, images: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], Iterator[tuple[Any, Any, Any]]]:
+    """Put a data set where steps reach it, and build `calls(order)`, which yields what each call of a step takes.
+
+    The whole set is copied to every device once, as it is, and steps pick from it. One that would take more than half
+    of the memory that is free there stays on the host, and each batch is sent when its turn comes; the numbers are the
+    same. On accelerators one call takes all steps of `order`, so that the host has no part in them; on CPUs one step,
+    since XLA runs the gradient of a convolution 30 to 60 times slower in a loop there.
+
+    Args:
+      mesh: of `device_mesh`.
+      images: uint8 (n, h, w, c).
+      labels: int (n,).
+
+    Returns:
+      A function of indices (steps, batch), which yields images, labels and indices into them, all on the devices.
+    """
+    everywhere, _ = shardings(mesh)
+    split = NamedSharding(mesh, PartitionSpec(None, "data"))
+    size, free = images.nbytes + labels.nbytes, _free_memory(mesh)
+    if size > free / 2:
+        log.info(
+            "The %s images (%.2f GB) are too large for the device (%.2f GB free); batches come from the host.",
+            *(len(labels), size / 1e9, free / 1e9),
+        )
+
+        def from_host(order: np.ndarray) -> Iterator[tuple[Any, Any, Any]]:
+            positions = jax.device_put(np.arange(order.shape[1], dtype=np.int32)[None], split)
+            for row in order:
+                yield *jax.device_put((images[row], labels[row]), everywhere), positions
+
+        return from_host
+
+    on_device = jax.device_put((images, labels), everywhere)
+    looped = mesh.devices.flat[0].platform != "cpu"
+
+    def from_device(order: np.ndarray) -> Iterator[tuple[Any, Any, Any]]:
+        for rows in [order] if looped else order[:, None]:
+            yield *on_device, jax.device_put(rows, split)
+
+    return from_device
+
+
+def _free_memory(mesh: Mesh) -> float:
+    """Bytes, of the device with the least; infinite where devices do not tell, as CPUs do not."""
+    stats = [device.memory_stats() or {} for device in mesh.local_devices]
+    return min(row["bytes_limit"] - row.get("bytes_in_use", 0) if "bytes_limit" in row else math.inf for row in stats)
 
 
 def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:

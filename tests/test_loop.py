@@ -181,7 +181,7 @@ def test_bars_on_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     row = {"epoch": 2, "loss": 1.5, "accuracy": 0.25, "learning_rate": 0.1, "small_scales": 0.5}
     with Progress("tiny", 3, 1, 1) as progress:
-        progress.advance()
+        progress.advance(1)
         progress.finish_epoch({**row, "images_per_second": 7.0})
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sys.stderr.getvalue())
     assert "epoch 2/3  loss 1.5000  accuracy  25.00%  rate 0.1  scales under 0.01  50.0%  7 images/s" in shown
@@ -421,7 +421,7 @@ def test_the_checkpoint_before_a_divergence_stays(tmp_path, monkeypatch, whole, 
 
         def run(*args):
             state, sums = step(*args)
-            made.append(float(sums.loss) / 8)
+            made.append(float(sums.loss[0]) / 8)
             if len(made) == number + 1:
                 state = state._replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, state.variables))
             return state, sums
