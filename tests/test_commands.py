@@ -165,6 +165,7 @@ FIELDS = {
     "l1": (["1e-3"], 0.001, "some"),
     "seed": (["7"], 7, "random"),
     "eval_batch_size": (["32"], 32, "all"),
+    "compilation_cache": ([], False, None),
     "tensorboard": ([], True, None),
 }
 

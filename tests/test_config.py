@@ -229,6 +229,7 @@ WRONG_TYPES = {
     "l1": "1e-4",
     "seed": True,
     "eval_batch_size": 1e3,
+    "compilation_cache": 1,
     "tensorboard": 1,
 }
 
