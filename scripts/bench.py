@@ -82,9 +82,9 @@ def main(argv: list[str]) -> None:
                         {"network": name, "dtype": dtype, "batch": batch, "kind": kind, "macs": macs}
                         | {"seconds": seconds, "times_as_fast_as": ratios, "share_of_matmul_rate": share}
                     )
-                    _say(
-                        f"{name} {dtype} batch {batch} {kind}: {batch / seconds['jaxslim']:.1f} images/s, times {ratios}"
-                    )
+                    rate = batch / seconds["jaxslim"]
+                    against = ", ".join(f"{ratio:.2f} times {peer}" for peer, ratio in ratios.items())
+                    _say(f"{name} {dtype} batch {batch} {kind}: {rate:.1f} images/s {against}")
     result["rows"] = rows
     result["pruned_over_dense"] = _speedups(rows)
     for name, section in (("epoch", _epoch), ("cutting", _cutting), ("sweep", _sweep)):

@@ -23,7 +23,7 @@ run(main, [])
 
 
 def kept(tmp_path, **variables):
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **variables}
     done = subprocess.run([sys.executable, "-c", COMMAND], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
