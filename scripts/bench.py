@@ -1,6 +1,7 @@
 """Speed of VGG-19, dense and cut, side by side with PyTorch and the machine's own ceiling, in one run.
 
-Contestants take turns, so that a machine's moods hit all alike; figures are medians after a warm-up.
+Contestants take turns, so that a machine's moods hit all alike. A turn is one call that is not counted, which lets the
+threads of the one before come to rest, and one that is; figures are medians.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +21,13 @@ import numpy as np
 import tyro
 
 from jaxslim.cli import run
+from jaxslim.config import RATIOS, TrainConfig
 from jaxslim.errors import InputError
 from jaxslim.files import check_path, write_whole
 
-DENSE = (64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4)
 PRUNED = (49, 64, "M", 128, 128, "M", 256, 256, 249, 208, "M", 116, 38, 18, 8, "M", 14, 9, 16, 94)  # ratio 0.7
-QUICK = {"dense": (8, 16, "M", 16, "M", 16), "pruned": (3, 9, "M", 5, "M", 7)}
-RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+ROUNDED = tuple(-(-width // 8) * 8 if isinstance(width, int) else width for width in PRUNED)
+QUICK = {"dense": (8, 16, "M", 16, "M", 16), "pruned": (3, 9, "M", 5, "M", 7), "rounded": (8, 16, "M", 8, "M", 8)}
 
 Timed = dict[str, Callable[[], object]]
 
@@ -38,11 +39,11 @@ class Options:
     peer: Literal["torch"] | None = None
     """Also measure PyTorch, with the same widths, batches and threads."""
     json: str | None = None
-    """File for all figures, with hardware and versions."""
+    """File for all figures, with hardware and versions; it grows as they come in."""
     batches: tuple[int, ...] = (1, 64, 256)
     """Images a batch."""
     rounds: int = 7
-    """Runs of each contestant, after one that is not counted."""
+    """Turns of each contestant."""
     quick: bool = False
     """Rehearse everything with a tiny network in place of VGG-19; the figures mean nothing."""
 
@@ -50,18 +51,21 @@ class Options:
 def main(argv: list[str]) -> None:
     """The command."""
     if argv[:1] == ["--first-step"]:  # this script, started by itself
-        _first_step(QUICK["dense"] if "--quick" in argv else DENSE)
+        _first_step("--quick" in argv)
         return
     options = tyro.cli(Options, args=argv, prog="python scripts/bench.py")
     if options.rounds < 1 or not options.batches or min(options.batches) < 1:
         raise InputError("--rounds and --batches must be at least 1, for example --rounds 7 --batches 1 64.")
-    networks = QUICK if options.quick else {"dense": DENSE, "pruned": PRUNED}
     if options.json is not None:
         check_path(options.json)
         if Path(options.json).is_dir():
             raise InputError(f"{options.json} is a folder; give a file, for example bench.json.")
     import jax
 
+    from jaxslim.models import WIDTHS
+
+    vgg19 = {"dense": WIDTHS["vgg19"], "pruned": PRUNED, "rounded": ROUNDED}
+    networks = QUICK if options.quick else vgg19
     torch = _torch() if options.peer else None
     accelerated = jax.default_backend() != "cpu"
     dtypes = ("float32", "bfloat16") if accelerated else ("float32",)
@@ -69,8 +73,8 @@ def main(argv: list[str]) -> None:
     _say(f"machine: {result['machine']}")
 
     rates = {dtype: _matmul_rate(256 if options.quick else 8192 if accelerated else 2048, dtype) for dtype in dtypes}
-    result["matmul_flop_per_second"] = rates
     rows: list[dict[str, Any]] = []
+    result |= {"matmul_flop_per_second": rates, "rows": rows}
     for name, widths in networks.items():
         for dtype in dtypes:
             for batch in options.batches:
@@ -85,14 +89,22 @@ def main(argv: list[str]) -> None:
                     rate = batch / seconds["jaxslim"]
                     against = ", ".join(f"{ratio:.2f} times {peer}" for peer, ratio in ratios.items())
                     _say(f"{name} {dtype} batch {batch} {kind}: {rate:.1f} images/s {against}")
-    result["rows"] = rows
-    result["pruned_over_dense"] = _speedups(rows)
-    for name, section in (("epoch", _epoch), ("cutting", _cutting), ("sweep", _sweep)):
-        result[name] = section(networks["dense"], options)
+                    _keep(result, options)
+    result["against_dense"] = _speedups(rows)
+    sections: dict[str, Callable[[], object]] = {
+        "epoch": lambda: _epoch(networks["dense"], options, torch, rates[dtypes[-1]]),
+        "cutting": lambda: _cutting(networks["dense"], options),
+        "sweep": lambda: _sweep(networks["dense"], options),
+        "first_step": lambda: _cold_start(options),
+    }
+    for name, section in sections.items():
+        result[name] = section()
         _say(f"{name}: {result[name]}")
-    result["first_step"] = _cold_start(options)
-    _say(f"first step: {result['first_step']}")
+        _keep(result, options)
     _show(result)
+
+
+def _keep(result: dict[str, Any], options: Options) -> None:
     if options.json is not None:
         write_whole(Path(options.json), json.dumps(result, indent=2) + "\n")
 
@@ -116,7 +128,7 @@ def _machine(torch: Any) -> dict[str, Any]:
 
     from jaxslim.sweep import machine
 
-    return {"devices": [device.device_kind for device in jax.local_devices()], **dict(machine())} | (
+    return {"devices": [device.device_kind for device in jax.local_devices()], **machine()} | (
         {"torch": torch.__version__, "torch_threads": torch.get_num_threads()} if torch else {}
     )
 
@@ -124,12 +136,12 @@ def _machine(torch: Any) -> dict[str, Any]:
 def _medians(contestants: Timed, rounds: int) -> dict[str, float]:
     """Seconds of each, all taking turns."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name, call in contestants.items():
+            call()
             started = time.perf_counter()
             call()
-            if number:
-                times[name].append(time.perf_counter() - started)
+            times[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -143,6 +155,20 @@ def _matmul_rate(size: int, dtype: str) -> float:
     return 2 * size**3 / seconds
 
 
+def _training(config: TrainConfig, module: Any, variables: Any, mesh: Any) -> tuple[Any, Any, Any]:
+    """The step, the state before it, which takes over `variables`, and the key of the augmentation."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxslim import steps
+    from jaxslim.sparsity import bn_scale_mask
+
+    tx = steps.optimizer(config, steps.learning_rates(config, 1), bn_scale_mask(variables))
+    state = steps.TrainState(jnp.zeros((), jnp.int32), variables, jax.jit(tx.init)(variables["params"]))
+    state, key = jax.device_put((state, jax.random.key(0)), steps.shardings(mesh)[0])
+    return steps.train_step(config, module, tx, mesh), state, key
+
+
 def _network(
     widths: Any, dtype: str, batch: int, rounds: int, torch: Any
 ) -> Iterator[tuple[str, dict[str, float], int]]:
@@ -151,8 +177,6 @@ def _network(
     import jax.numpy as jnp
 
     from jaxslim import VGG, count, lowering, steps
-    from jaxslim.config import TrainConfig
-    from jaxslim.sparsity import bn_scale_mask
 
     config = TrainConfig(batch_size=batch, pad=0, flip=False, l1=1e-4)
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))
@@ -161,17 +185,13 @@ def _network(
     labels = np.arange(batch, dtype=np.int32) % 10
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     macs = count(module.apply, variables, jnp.zeros((1, 32, 32, 3))).macs
-    tx = steps.optimizer(config, steps.learning_rates(config, 1), bn_scale_mask(variables))
     floats = jnp.asarray(images, dtype)
     apply = jax.jit(module.apply, compiler_options=lowering.compiler_options())
     infer: Timed = {"jaxslim": lambda: jax.block_until_ready(apply(variables, floats))}
     peers = _torch_calls(torch, widths, dtype, images, labels) if torch else {}
     yield "infer", _medians(infer | {name: calls[1] for name, calls in peers.items()}, rounds), macs
 
-    copied = jax.tree.map(jnp.copy, variables)
-    state = steps.TrainState(jnp.zeros((), jnp.int32), copied, tx.init(copied["params"]))
-    state, key = jax.device_put((state, jax.random.key(0)), steps.shardings(mesh)[0])
-    step = steps.train_step(config, module, tx, mesh)
+    step, state, key = _training(config, module, jax.tree.map(jnp.copy, variables), mesh)
     (call,) = steps.feed(mesh, images, labels)(np.arange(batch, dtype=np.int32)[None])
 
     def train() -> None:
@@ -181,98 +201,125 @@ def _network(
     yield "train", _medians({"jaxslim": train} | {name: calls[0] for name, calls in peers.items()}, rounds), macs
 
 
+def _torch_model(torch: Any, widths: Any, last: bool) -> Any:
+    """The same VGG; `last`: with channels last in memory."""
+    nn, layers, channels = torch.nn, [], 3
+    for width in widths:
+        if width == "M":
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)]
+        channels = width
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+    return model.to(_torch_device(torch), memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _torch_device(torch: Any) -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _torch_step(torch: Any, model: Any, dtype: str, compiled: bool) -> Callable[[Any, Any], None]:
+    """One step of network slimming's training: cross-entropy, the L1 pull, SGD with momentum and weight decay."""
+    sgd = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    scales = [layer.weight for layer in model if isinstance(layer, torch.nn.BatchNorm2d)]
+    called = torch.compile(model) if compiled else model
+
+    def step(x: Any, y: Any) -> None:
+        sgd.zero_grad()
+        with _torch_precision(torch, dtype):
+            loss = torch.nn.functional.cross_entropy(called(x), y)
+        loss.backward()
+        for scale in scales:
+            scale.grad.add_(torch.sign(scale.detach()), alpha=1e-4)
+        sgd.step()
+
+    return step
+
+
+def _torch_precision(torch: Any, dtype: str) -> Any:
+    return torch.autocast(_torch_device(torch), torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+
+
+def _torch_wait(torch: Any) -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _if_it_compiles(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except Exception as error:  # torch.compile needs a C++ compiler and fails in many ways
+        _say(f"torch.compile does not work here, so it is left out: {str(error).partition(chr(10))[0][:120]}")
+        return False
+    return True
+
+
 def _torch_calls(torch: Any, widths: Any, dtype: str, images: Any, labels: Any) -> dict[str, tuple[Any, Any]]:
     """(training step, inference) of PyTorch: eager, with channels last, and compiled where that works."""
-    nn, device = torch.nn, "cuda" if torch.cuda.is_available() else "cpu"
-
-    def build(last: bool) -> tuple[Any, Any]:
-        layers, channels = [], 3
-        for width in widths:
-            if width == "M":
-                layers.append(nn.MaxPool2d(2))
-                continue
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)]
-            channels = width
-        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)).to(device)
-        x = torch.tensor(images).permute(0, 3, 1, 2).float().div(255).contiguous().to(device)
-        form = torch.channels_last if last else torch.contiguous_format
-        return model.to(memory_format=form), x.contiguous(memory_format=form)
-
+    device = _torch_device(torch)
     y = torch.tensor(labels).long().to(device)
 
-    def calls(last: bool, compile_it: bool) -> tuple[Any, Any]:
-        half = torch.autocast(device, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
-        (trained, x), (evaluated, _) = build(last), build(last)
-        evaluated.eval()
-        sgd = torch.optim.SGD(trained.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
-        scales = [layer.weight for layer in trained if isinstance(layer, nn.BatchNorm2d)]
-        run_trained, run_evaluated = (torch.compile(m) if compile_it else m for m in (trained, evaluated))
-        wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    def calls(last: bool, compiled: bool) -> tuple[Any, Any]:
+        x = torch.tensor(images).permute(0, 3, 1, 2).float().div(255).to(device)
+        x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        step = _torch_step(torch, _torch_model(torch, widths, last), dtype, compiled)
+        evaluated = _torch_model(torch, widths, last).eval()
+        called = torch.compile(evaluated) if compiled else evaluated
 
         def train() -> None:
-            sgd.zero_grad()
-            with half:
-                loss = nn.functional.cross_entropy(run_trained(x), y)
-            loss.backward()
-            for scale in scales:
-                scale.grad.add_(torch.sign(scale.detach()), alpha=1e-4)
-            sgd.step()
-            wait()
+            step(x, y)
+            _torch_wait(torch)
 
         def infer() -> None:
-            with torch.inference_mode(), half:
-                run_evaluated(x)
-            wait()
+            with torch.inference_mode(), _torch_precision(torch, dtype):
+                called(x)
+            _torch_wait(torch)
 
         return train, infer
 
     found = {"torch eager": calls(False, False), "torch channels_last": calls(True, False)}
     compiled = calls(False, True)
-    try:
-        for call in compiled:
-            call()
-    except Exception as error:  # torch.compile needs a C++ compiler and fails in many ways
-        _say(f"torch.compile does not work here, so it is left out: {str(error).partition(chr(10))[0][:120]}")
-    else:
+    if _if_it_compiles(lambda: [call() for call in compiled]):
         found["torch.compile"] = compiled
     return found
 
 
 def _speedups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the smaller networks against the dense one: ratio of MACs, and of seconds, for each contestant."""
     found = []
-    for dense in (row for row in rows if row["network"] == "dense"):
+    for cut in (row for row in rows if row["network"] != "dense"):
         same = ("dtype", "batch", "kind")
-        (cut,) = (row for row in rows if row["network"] == "pruned" and all(row[k] == dense[k] for k in same))
+        (dense,) = (row for row in rows if row["network"] == "dense" and all(row[k] == cut[k] for k in same))
         speedups = {
             who: dense["seconds"][who] / cut["seconds"][who] for who in cut["seconds"] if who in dense["seconds"]
         }
-        found.append({k: dense[k] for k in same} | {"macs": dense["macs"] / cut["macs"], "times_as_fast": speedups})
+        named = {k: cut[k] for k in ("network", *same)}
+        found.append(named | {"macs": dense["macs"] / cut["macs"], "times_as_fast": speedups})
     return found
 
 
-def _epoch(widths: Any, options: Options) -> dict[str, float]:
-    """Part of an epoch as `jaxslim.train` runs it, with augmentation, against as many bare steps."""
+def _epoch(widths: Any, options: Options, torch: Any, rate: float) -> dict[str, Any]:
+    """Training with augmentation as `jaxslim.train` does it (an epoch of 50,000 images, on CPUs three steps of one),
+    against bare steps, the time that its arithmetic takes at `rate`, and two loops of PyTorch."""
     import jax
     import jax.numpy as jnp
 
-    from jaxslim import VGG, steps
-    from jaxslim.config import TrainConfig
-    from jaxslim.sparsity import bn_scale_mask
+    from jaxslim import VGG, count, steps
 
     looped = jax.default_backend() != "cpu"
-    batch, number = (8 if options.quick else 64), (100 if looped else 3)
+    batch, number = (8, 2) if options.quick else (100, 500 if looped else 3)
+    dtype = "bfloat16" if looped else "float32"
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))
-    module = VGG(widths, 10, jnp.bfloat16 if looped else jnp.float32)
+    module = VGG(widths, 10, jnp.dtype(dtype))
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (batch * number, 32, 32, 3), np.uint8), rng.integers(0, 10, batch * number)
     calls: Timed = {}
-    for name, pad in (("augmented epoch", 4), ("bare steps", 0)):
+    for name, pad in (("jaxslim", 4), ("jaxslim, bare steps", 0)):
         config = TrainConfig(batch_size=batch, pad=pad, flip=bool(pad), l1=1e-4)
         variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-        tx = steps.optimizer(config, steps.learning_rates(config, number), bn_scale_mask(variables))
-        state = steps.TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables["params"]))
-        state, key = jax.device_put((state, jax.random.key(0)), steps.shardings(mesh)[0])
-        step, feed = steps.train_step(config, module, tx, mesh), steps.feed(mesh, images, labels.astype(np.int32))
+        macs = count(module.apply, variables, jnp.zeros((1, 32, 32, 3))).macs
+        step, state, key = _training(config, module, variables, mesh)
+        feed = steps.feed(mesh, images, labels.astype(np.int32))
         states, order = [state], np.arange(len(images), dtype=np.int32).reshape(number, batch)
         fixed = list(feed(order))
 
@@ -283,8 +330,80 @@ def _epoch(widths: Any, options: Options) -> dict[str, float]:
             jax.block_until_ready(states[0])
 
         calls[name] = epoch
+    if torch:
+        calls |= _torch_loops(torch, widths, dtype, images, labels, batch)
     seconds = _medians(calls, min(options.rounds, 3))
-    return {f"{name} of {number} steps of {batch} (s)": value for name, value in seconds.items()}
+    floor = 6 * macs * len(images) / rate
+    return {
+        "images": len(images),
+        "batch": batch,
+        "dtype": dtype,
+        "seconds": seconds,
+        "arithmetic_floor_seconds": floor,
+        "times_the_floor": seconds["jaxslim"] / floor,
+        "times_as_fast_as": {name: value / seconds["jaxslim"] for name, value in seconds.items() if name != "jaxslim"},
+    }
+
+
+class _Augmented:
+    """Images one by one, as scripts of PyTorch augment them. Not local, since the loader's process imports it."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        import torch
+
+        image = torch.nn.functional.pad(torch.from_numpy(self.images[index]).permute(2, 0, 1), (4, 4, 4, 4))
+        row, column = torch.randint(0, 9, (2,)).tolist()
+        image = image[:, row : row + 32, column : column + 32]
+        image = image.flip(2) if torch.rand(()) < 0.5 else image
+        return image.float().div(255).sub(0.5).div(0.5), int(self.labels[index])
+
+
+def _torch_loops(torch: Any, widths: Any, dtype: str, images: Any, labels: Any, batch: int) -> Timed:
+    """An epoch as scripts of PyTorch write it (DataLoader, float32), and one written for speed: data on the device,
+    channels last, the dtype given, compiled where that works."""
+    device = _torch_device(torch)
+    loader = torch.utils.data.DataLoader(
+        _Augmented(images, labels),
+        batch_size=batch,
+        shuffle=True,
+        num_workers=1,
+        pin_memory=device == "cuda",
+        multiprocessing_context="spawn",
+        persistent_workers=True,
+    )
+    usual = _torch_step(torch, _torch_model(torch, widths, False), "float32", False)
+
+    def with_loader() -> None:
+        for x, y in loader:
+            usual(x.to(device), y.to(device))
+        _torch_wait(torch)
+
+    all_images, all_labels = (torch.from_numpy(array).to(device) for array in (images, labels))
+
+    def on_device(step: Callable[[Any, Any], None], order: Any) -> None:
+        grid = torch.arange(32, device=device)
+        for chosen in order.split(batch):
+            padded = torch.nn.functional.pad(all_images[chosen], (0, 0, 4, 4, 4, 4))
+            at = torch.randint(0, 9, (2, batch, 1), device=device)
+            rows, columns = at[0] + grid, at[1] + grid
+            columns = torch.where(torch.rand(batch, 1, device=device) < 0.5, columns.flip(1), columns)
+            x = padded[torch.arange(batch, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+            step(x.permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.5), all_labels[chosen])
+        _torch_wait(torch)
+
+    def tuned(compiled: bool) -> Callable[[], None]:
+        step = _torch_step(torch, _torch_model(torch, widths, True), dtype, compiled)
+        return lambda: on_device(step, torch.randperm(len(images), device=device))
+
+    loops: Timed = {"torch with DataLoader": with_loader, "torch tuned": tuned(False)}
+    compiled = tuned(True)
+    return loops | ({"torch tuned, compiled": compiled} if _if_it_compiles(compiled) else {})
 
 
 def _cutting(widths: Any, options: Options) -> dict[str, float]:
@@ -306,7 +425,6 @@ def _sweep(widths: Any, options: Options) -> dict[str, float]:
 
     from jaxslim import VGG, steps, sweep
     from jaxslim.checkpoint import Loaded
-    from jaxslim.config import TrainConfig
     from jaxslim.data import Dataset
 
     module = VGG(widths, 10)
@@ -327,26 +445,23 @@ def _sweep(widths: Any, options: Options) -> dict[str, float]:
     return {f"one evaluation of {count} (s)": times[0], "sweep of 8 ratios (s)": times[1], "ratio": times[1] / times[0]}
 
 
-def _first_step(widths: Any) -> None:
+def _first_step(quick: bool) -> None:
     """In a process of its own: imports, initialisation and the first step; prints the seconds of each."""
     started = time.perf_counter()
     import jax
     import jax.numpy as jnp
 
     from jaxslim import VGG, steps
-    from jaxslim.config import TrainConfig
-    from jaxslim.sparsity import bn_scale_mask
+    from jaxslim.models import WIDTHS
 
     imported = time.perf_counter()
+    widths = QUICK["dense"] if quick else WIDTHS["vgg19"]
     config, mesh, module = TrainConfig(batch_size=8, l1=1e-4), steps.device_mesh(), VGG(widths, 10)
     variables = jax.block_until_ready(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
     made = time.perf_counter()
-    tx = steps.optimizer(config, steps.learning_rates(config, 1), bn_scale_mask(variables))
-    state = steps.TrainState(jnp.zeros((), jnp.int32), variables, jax.jit(tx.init)(variables["params"]))
+    step, state, key = _training(config, module, variables, mesh)
     batch = 8 * mesh.size
     feed = steps.feed(mesh, np.zeros((batch, 32, 32, 3), np.uint8), np.zeros(batch, np.int32))
-    state, key = jax.device_put((state, jax.random.key(0)), steps.shardings(mesh)[0])
-    step = steps.train_step(config, module, tx, mesh)
     for call in feed(np.arange(batch, dtype=np.int32)[None]):
         jax.block_until_ready(step(state, *call, key))
     done = time.perf_counter()
@@ -367,27 +482,55 @@ def _cold_start(options: Options) -> dict[str, dict[str, float]]:
 
 
 def _show(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
+    """Print the figures as Markdown."""
+    machine, epoch, steps = result["machine"], result["epoch"], result["first_step"]
+    print(f"\n{machine['hardware']} ({', '.join(sorted(set(machine['devices'])))}), {machine['versions']}")
     peers = list(dict.fromkeys(peer for row in result["rows"] for peer in row["times_as_fast_as"]))
-    table = Table("network", "dtype", "batch", "", "images/s", *(f"/ {p}" for p in peers), "of matmul rate")
-    for row in result["rows"]:
-        ratios = row["times_as_fast_as"]
-        table.add_row(
-            *(row["network"], row["dtype"], str(row["batch"]), row["kind"]),
-            f"{row['batch'] / row['seconds']['jaxslim']:.1f}",
-            *(f"{ratios[peer]:.2f}" if peer in ratios else "" for peer in peers),
-            f"{row['share_of_matmul_rate']:.0%}",
-        )
-    console.print(table)
-    who = list(dict.fromkeys(name for row in result["pruned_over_dense"] for name in row["times_as_fast"]))
-    table = Table("pruned over dense", "dtype", "batch", "MACs", *who)
-    for row in result["pruned_over_dense"]:
-        cells = (f"{row['times_as_fast'][name]:.2f}" if name in row["times_as_fast"] else "" for name in who)
-        table.add_row(row["kind"], row["dtype"], str(row["batch"]), f"{row['macs']:.2f}", *cells)
-    console.print(table)
+    _print_table(
+        ["Network, dtype, batch", "images/s", *(f"/ {peer}" for peer in peers), "of matmul rate"],
+        (
+            [_title(row), f"{row['batch'] / row['seconds']['jaxslim']:.1f}"]
+            + [_number(row["times_as_fast_as"].get(peer)) for peer in peers]
+            + [f"{row['share_of_matmul_rate']:.0%}"]
+            for row in result["rows"]
+        ),
+    )
+    who = ["jaxslim", *peers]
+    _print_table(
+        ["Times as fast as dense", "fewer MACs", *who],
+        (
+            [_title(row), _number(row["macs"])] + [_number(row["times_as_fast"].get(name)) for name in who]
+            for row in result["against_dense"]
+        ),
+    )
+    images = f"Training on {epoch['images']} images, {epoch['dtype']}, batch {epoch['batch']}"
+    against = epoch["times_as_fast_as"]
+    _print_table(
+        [images, "seconds", "jaxslim is times as fast"],
+        ([name, f"{value:.3f}", _number(against.get(name))] for name, value in epoch["seconds"].items()),
+    )
+    print(f"\nThe arithmetic alone would take {epoch['arithmetic_floor_seconds']:.3f} s at the matmul rate.")
+    parts = list(steps["cold"])
+    _print_table(
+        ["Seconds to the first step", *parts],
+        ([name, *(f"{seconds[part]:.2f}" for part in parts)] for name, seconds in steps.items()),
+    )
+    for figures in (result["cutting"], result["sweep"]):
+        print(", ".join(f"{name}: {value:.3g}" for name, value in figures.items()))
+
+
+def _title(row: dict[str, Any]) -> str:
+    return f"{row['network']} {row['dtype']} {row['batch']} {row['kind']}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _print_table(header: list[str], rows: Iterable[list[str]]) -> None:
+    print()
+    for cells in (header, ["---", *["---:"] * (len(header) - 1)], *rows):
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

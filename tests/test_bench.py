@@ -39,7 +39,7 @@ def test_everything_is_measured(rehearsal):
     done, result = rehearsal
     assert {"hardware", "versions", "devices"} <= result["machine"].keys()
     assert {(row["network"], row["kind"]) for row in result["rows"]} == {
-        (network, kind) for network in ("dense", "pruned") for kind in ("train", "infer")
+        (network, kind) for network in ("dense", "pruned", "rounded") for kind in ("train", "infer")
     }
     macs = {row["network"]: row["macs"] for row in result["rows"]}
     sizes = [32, 32, 16, 8]  # heights and widths of the maps
@@ -51,10 +51,15 @@ def test_everything_is_measured(rehearsal):
         flop = 2 * row["macs"] * row["batch"] * (3 if row["kind"] == "train" else 1)
         share = flop / row["seconds"]["jaxslim"] / result["matmul_flop_per_second"][row["dtype"]]
         assert row["share_of_matmul_rate"] == pytest.approx(share)
-    assert all(row["macs"] == macs["dense"] / macs["pruned"] for row in result["pruned_over_dense"])
+    assert {row["network"] for row in result["against_dense"]} == {"pruned", "rounded"}
+    assert all(row["macs"] == macs["dense"] / macs[row["network"]] for row in result["against_dense"])
+    epoch = result["epoch"]
+    assert set(epoch["seconds"]) == {"jaxslim", "jaxslim, bare steps"}
+    floor = 6 * macs["dense"] * epoch["images"] / result["matmul_flop_per_second"][epoch["dtype"]]
+    assert epoch["times_the_floor"] == pytest.approx(epoch["seconds"]["jaxslim"] / floor)
     assert set(result["first_step"]) == {"cold", "with the cache"}
     assert all(set(run) == {"imports", "init", "first step", "in all"} for run in result["first_step"].values())
-    assert {"epoch", "cutting", "sweep"} <= result.keys()
+    assert {"cutting", "sweep"} <= result.keys()
     assert "dense" in done.stdout
 
 

@@ -41,4 +41,5 @@ def test_commands_take_the_flags_that_are_named():
     for command, flags in re.findall(r"`python -m jaxslim\.(\w+)([^`]*)`", README):
         fields = re.findall(r"^    (\w+):", (ROOT / f"jaxslim/{rooms[command]}.py").read_text(), re.M)
         for flag in (word for word in shlex.split(flags) if word.startswith("--")):
-            assert flag == "--help" or flag[2:].replace("-", "_") in fields, f"{command} has no {flag}"
+            name = flag[2:].replace("-", "_")
+            assert flag == "--help" or {name, name.removeprefix("no_")} & set(fields), f"{command} has no {flag}"

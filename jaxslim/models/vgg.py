@@ -47,7 +47,7 @@ class VGG(nn.Module):
                 conv_general_dilated=lowering.conv,
                 name=f"conv{layer}",
             )(x)
-            x = nn.BatchNorm(
+            x = lowering.BatchNorm(
                 use_running_average=not train,
                 momentum=0.9,
                 epsilon=1e-5,
