@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
@@ -127,32 +128,33 @@ def _bilinear(forward: Any, *, to_images: Any, to_kernel: Any) -> Callable[[jax.
 
 def _taps(images: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, precision: Any) -> jax.Array:
     """A matrix product for each position of the kernel, of only the pixels that it meets: no work for zeros padded."""
-    rows, columns = (
-        [
-            _met(images.shape[axis + 1], kernel.shape[axis], at, strides[axis], padding[axis])
-            for at in range(kernel.shape[axis])
-        ]
-        for axis in (0, 1)
-    )
+    n, *size, channels = images.shape
+    height, width, _, features = kernel.shape
+    rows = [_met(size[0], height, at, strides[0], padding[0]) for at in range(height)]
+    columns = [_met(size[1], width, at, strides[1], padding[1]) for at in range(width)]
     parts = []
-    for row, (from_rows, around_rows) in enumerate(rows):
-        for column, (from_columns, around_columns) in enumerate(columns):
-            part = jnp.matmul(images[:, from_rows, from_columns], kernel[row, column], precision=precision)
+    for row, (first_row, end_row, around_rows) in enumerate(rows):
+        for column, (first_column, end_column, around_columns) in enumerate(columns):
+            pixels = lax.slice(
+                images, (0, first_row, first_column, 0), (n, end_row, end_column, channels), (1, *strides, 1)
+            )
+            tap = lax.slice(kernel, (row, column, 0, 0), (row + 1, column + 1, channels, features))
+            contracted = (((3,), (0,)), ((), ()))
+            part = lax.dot_general(pixels, tap.reshape(channels, features), contracted, precision=precision)
             around = ((0, 0, 0), (*around_rows, 0), (*around_columns, 0), (0, 0, 0))
-            parts.append(lax.pad(part, jnp.zeros((), part.dtype), around))
+            parts.append(lax.pad(part, np.zeros((), part.dtype), around))
     return functools.reduce(operator.add, parts)
 
 
-def _met(size: int, window: int, at: int, stride: int, padding: tuple[int, int]) -> tuple[slice, tuple[int, int]]:
-    """Along one axis: the pixels that position `at` of the kernel meets, and how many outputs before and after it meets
-    padding at."""
+def _met(size: int, window: int, at: int, stride: int, padding: tuple[int, int]) -> tuple[int, int, tuple[int, int]]:
+    """Along one axis: first and end of the pixels that position `at` of the kernel meets, and for how many outputs
+    before and after these it meets padding."""
     outputs = (size + sum(padding) - window) // stride + 1
     offset = at - padding[0]
     first = min(max(0, -(offset // stride)), outputs)
-    last = max(first, min(outputs, (size - 1 - offset) // stride + 1))
+    end = max(first, min(outputs, (size - 1 - offset) // stride + 1))
     start = first * stride + offset
-    met = slice(start, start + (last - first - 1) * stride + 1, stride) if first < last else slice(0, 0)
-    return met, (first, outputs - last)
+    return *((start, start + (end - first - 1) * stride + 1) if first < end else (0, 0)), (first, outputs - end)
 
 
 def _patches(images: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, precision: Any) -> jax.Array:

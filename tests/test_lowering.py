@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -113,6 +113,7 @@ def trained(module, variables, x, **options):
     return gradients, rest
 
 
+@settings(max_examples=12)
 @given(
     st.integers(2, 4),
     st.tuples(st.integers(1, 20), st.integers(1, 20)),
