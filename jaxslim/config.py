@@ -69,7 +69,7 @@ class TrainConfig:
     eval_batch_size: int = 500
     """Images a batch of evaluation, over all devices together."""
     compilation_cache: bool = True
-    """Keep compiled steps in `~/.cache/jaxslim/compiled`, so that a second run starts at once."""
+    """Whether the command keeps compiled steps in `~/.cache/jaxslim/compiled`, so that a second run starts at once."""
     tensorboard: bool = False
     """Also write TensorBoard event files (needs `pip install "jaxslim[tensorboard]"`)."""
 

@@ -11,7 +11,7 @@ from jaxslim.errors import InputError
 
 def cache_folder() -> Path:
     """Where jaxslim keeps what it can make again: `$XDG_CACHE_HOME/jaxslim`, else `~/.cache/jaxslim`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxslim"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "jaxslim"
 
 
 def check_path(path: str) -> None:

@@ -1,8 +1,9 @@
 """Which way convolutions and batch statistics are computed, where XLA's own way is slow on CPUs.
 
 Parameters and results are the same, so networks of your own can use both: `nn.Conv(..., conv_general_dilated=conv)` and
-`BatchNorm(...)` in place of Flax's. On other platforms they are what Flax and XLA do. On CPUs their derivatives are
-written out, which leaves reverse mode (`jax.grad`, `jax.vjp`) and no forward mode (`jax.jvp`).
+`BatchNorm(...)` in place of Flax's. On other platforms they are what Flax and XLA do; `conv` looks at the platform that
+the program is compiled for, the others at JAX's default backend. On CPUs their derivatives are written out, which
+leaves reverse mode (`jax.grad`, `jax.vjp`) and no forward mode (`jax.jvp`).
 
 The times are of one 3x3 convolution, or one normalisation with its ReLU, in float32 with batch 64 on 2 cores of an
 x86-64 server, where a large matrix product reached 400 GFLOP/s.
@@ -99,10 +100,13 @@ def conv(
         or not {*(lhs_dilation or ()), *(rhs_dilation or ())} <= {1}
         or math.prod(kernel.shape[:2]) == 1
         or size > SMALL_MAP
+        or any(value is not None for name, value in options.items() if name != "precision")
     ):
         return plain(images, kernel)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], window_strides, padding)
+    if any(n + sum(pad) < window for n, pad, window in zip(images.shape[1:3], padding, kernel.shape, strict=False)):
+        return plain(images, kernel)  # there are no outputs
     taps, patches = (
         functools.partial(form, strides=window_strides, padding=padding, precision=options.get("precision"))
         for form in (_taps, _patches)
@@ -132,6 +136,7 @@ def _taps(images: jax.Array, kernel: jax.Array, strides: Sequence[int], padding:
     height, width, _, features = kernel.shape
     rows = [_met(size[0], height, at, strides[0], padding[0]) for at in range(height)]
     columns = [_met(size[1], width, at, strides[1], padding[1]) for at in range(width)]
+    exact = jnp.promote_types(images.dtype, jnp.float32)  # in which half precision is added up
     parts = []
     for row, (first_row, end_row, around_rows) in enumerate(rows):
         for column, (first_column, end_column, around_columns) in enumerate(columns):
@@ -140,10 +145,12 @@ def _taps(images: jax.Array, kernel: jax.Array, strides: Sequence[int], padding:
             )
             tap = lax.slice(kernel, (row, column, 0, 0), (row + 1, column + 1, channels, features))
             contracted = (((3,), (0,)), ((), ()))
-            part = lax.dot_general(pixels, tap.reshape(channels, features), contracted, precision=precision)
+            part = lax.dot_general(
+                pixels, tap.reshape(channels, features), contracted, precision=precision, preferred_element_type=exact
+            )
             around = ((0, 0, 0), (*around_rows, 0), (*around_columns, 0), (0, 0, 0))
             parts.append(lax.pad(part, np.zeros((), part.dtype), around))
-    return functools.reduce(operator.add, parts)
+    return functools.reduce(operator.add, parts).astype(images.dtype)
 
 
 def _met(size: int, window: int, at: int, stride: int, padding: tuple[int, int]) -> tuple[int, int, tuple[int, int]]:
@@ -175,8 +182,9 @@ class BatchNorm(nn.BatchNorm):
     """`nn.BatchNorm`, with training on CPUs that adds up in two stages and takes its gradient in one pass.
 
     With its ReLU, forward and gradients of 32x32x64 took 6.5 ms against 33 ms, of 16x16x128 1.9 against 15 ms, of
-    8x8x256 1.0 against 8.7 ms. What it is not made for, half precision, masks or named axes for example, is left to
-    Flax.
+    8x8x256 1.0 against 8.7 ms. The variance is that of `use_fast_variance=False` in any case, and no gradient goes
+    through the running statistics. What it is not made for (half precision, masks, named axes, another axis than the
+    last, two dimensions, no scale or bias) is left to Flax.
     """
 
     @nn.compact
@@ -194,7 +202,6 @@ class BatchNorm(nn.BatchNorm):
             or self.axis not in (-1, x.ndim - 1)
             or self.axis_name is not None
             or not (self.use_scale and self.use_bias)
-            or self.use_fast_variance
         ):
             return super().__call__(x, use_running_average, mask=mask)
         shape = x.shape[-1:]

@@ -144,10 +144,10 @@ def evaluator(config: TrainConfig, module: Any, mesh: Mesh, images: Any, labels:
 def feed(mesh: Mesh, images: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], Iterator[tuple[Any, Any, Any]]]:
     """Put a data set where steps reach it, and build `calls(order)`, which yields what each call of a step takes.
 
-    The whole set is copied to every device once, as it is, and steps pick from it. One that would take more than half
-    of the memory that is free there stays on the host, and each batch is sent when its turn comes; the numbers are the
-    same. On accelerators one call takes all steps of `order`, so that the host has no part in them; on CPUs one step,
-    since XLA runs the gradient of a convolution 30 to 60 times slower in a loop there.
+    The whole set is copied to every device once, as it is, and steps pick from it. One that would take more than a
+    quarter of the memory that is free there stays on the host, and each batch is sent when its turn comes; the numbers
+    are the same. On accelerators one call takes all steps of `order`, so that the host has no part in them; on CPUs one
+    step, since XLA runs the gradient of a convolution 30 to 60 times slower in a loop there.
 
     Args:
       mesh: of `device_mesh`.
@@ -160,7 +160,7 @@ def feed(mesh: Mesh, images: np.ndarray, labels: np.ndarray) -> Callable[[np.nda
     everywhere, _ = shardings(mesh)
     split = NamedSharding(mesh, PartitionSpec(None, "data"))
     size, free = images.nbytes + labels.nbytes, _free_memory(mesh)
-    if size > free / 2:
+    if size > free / 4:
         log.info(
             "The %s images (%.2f GB) are too large for the device (%.2f GB free); batches come from the host.",
             *(len(labels), size / 1e9, free / 1e9),
@@ -174,13 +174,17 @@ def feed(mesh: Mesh, images: np.ndarray, labels: np.ndarray) -> Callable[[np.nda
         return from_host
 
     on_device = jax.device_put((images, labels), everywhere)
-    looped = mesh.devices.flat[0].platform != "cpu"
+    looped = _looped(mesh)
 
     def from_device(order: np.ndarray) -> Iterator[tuple[Any, Any, Any]]:
         for rows in [order] if looped else order[:, None]:
             yield *on_device, jax.device_put(rows, split)
 
     return from_device
+
+
+def _looped(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform != "cpu"
 
 
 def _free_memory(mesh: Mesh) -> float:

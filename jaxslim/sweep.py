@@ -1,5 +1,6 @@
 """Accuracy and size of a trained network against the share of channels cut: the reference's second and third tables."""
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -146,9 +147,17 @@ def machine() -> dict[str, str]:
     """Hardware and versions, for the notes of a report."""
     device = jax.devices()[0]
     cores = os.cpu_count()
-    hardware = f"{jax.device_count()} x {device.device_kind}" if device.platform != "cpu" else f"{cores} CPU cores"
+    hardware = f"{jax.device_count()} x {device.device_kind}" if device.platform != "cpu" else f"{cores} {_processor()}"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jaxslim", "jax", "flax", "optax"))
     return {"hardware": hardware, "versions": f"{versions}, Python {platform.python_version()}"}
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return f"cores of {line.partition(':')[2].strip()}"
+    return "CPU cores"
 
 
 def _finetune(

@@ -1,7 +1,6 @@
 """Train a network: `python -m jaxslim.train [CONFIG] [--overrides]`."""
 
 import dataclasses
-import os
 
 from jaxslim.cli import load_config, run
 from jaxslim.config import DIGITS, TrainConfig
@@ -36,10 +35,12 @@ def main(argv: list[str]) -> None:
         how = "with" if config.l1 else "without"
         print(f"No CONFIG given: training on {images} {how} sparsity. For CIFAR-10: {CIFAR_CONFIGS}", flush=True)
 
-    if not config.compilation_cache:
-        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # JAX reads it when it is imported, below
+    import jax
+
     from jaxslim.loop import train
 
+    if not config.compilation_cache:
+        jax.config.update("jax_enable_compilation_cache", False)
     train(config)
 
 

@@ -37,7 +37,7 @@ class Options:
     """Measure training and inference of VGG-19, start-up, cutting and sweeping on this machine."""
 
     peer: Literal["torch"] | None = None
-    """Also measure PyTorch, with the same widths, batches and threads."""
+    """Also measure PyTorch, with the same widths, batches, device and threads."""
     json: str | None = None
     """File for all figures, with hardware and versions; it grows as they come in."""
     batches: tuple[int, ...] = (1, 64, 256)
@@ -54,12 +54,14 @@ def main(argv: list[str]) -> None:
         _first_step("--quick" in argv)
         return
     options = tyro.cli(Options, args=argv, prog="python scripts/bench.py")
+    options = dataclasses.replace(options, batches=tuple(dict.fromkeys(options.batches)))
     if options.rounds < 1 or not options.batches or min(options.batches) < 1:
         raise InputError("--rounds and --batches must be at least 1, for example --rounds 7 --batches 1 64.")
     if options.json is not None:
         check_path(options.json)
         if Path(options.json).is_dir():
             raise InputError(f"{options.json} is a folder; give a file, for example bench.json.")
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # where compilation is measured, it takes place
     import jax
 
     from jaxslim.models import WIDTHS
@@ -72,27 +74,30 @@ def main(argv: list[str]) -> None:
     result: dict[str, Any] = {"machine": _machine(torch), "networks": {k: list(v) for k, v in networks.items()}}
     _say(f"machine: {result['machine']}")
 
-    rates = {dtype: _matmul_rate(256 if options.quick else 8192 if accelerated else 2048, dtype) for dtype in dtypes}
+    size = 256 if options.quick else 8192 if accelerated else 2048
     rows: list[dict[str, Any]] = []
-    result |= {"matmul_flop_per_second": rates, "rows": rows}
+    result["rows"] = rows
+    _keep(result, options)
     for name, widths in networks.items():
         for dtype in dtypes:
             for batch in options.batches:
-                for kind, seconds, macs in _network(widths, dtype, batch, options.rounds, torch):
+                for kind, seconds, macs in _network(widths, dtype, batch, options.rounds, torch, size):
                     flop = 2 * macs * batch * (3 if kind == "train" else 1)
+                    rate = 2 * size**3 / seconds.pop("matmul")
                     ratios = {peer: value / seconds["jaxslim"] for peer, value in seconds.items() if peer != "jaxslim"}
-                    share = flop / seconds["jaxslim"] / rates[dtype]
+                    share = flop / seconds["jaxslim"] / rate
                     rows.append(
                         {"network": name, "dtype": dtype, "batch": batch, "kind": kind, "macs": macs}
-                        | {"seconds": seconds, "times_as_fast_as": ratios, "share_of_matmul_rate": share}
+                        | {"seconds": seconds, "times_as_fast_as": ratios}
+                        | {"matmul_flop_per_second": rate, "share_of_matmul_rate": share}
                     )
-                    rate = batch / seconds["jaxslim"]
                     against = ", ".join(f"{ratio:.2f} times {peer}" for peer, ratio in ratios.items())
-                    _say(f"{name} {dtype} batch {batch} {kind}: {rate:.1f} images/s {against}")
+                    speed = batch / seconds["jaxslim"]
+                    _say(f"{name} {dtype} batch {batch} {kind}: {speed:.1f} images/s {against}")
                     _keep(result, options)
     result["against_dense"] = _speedups(rows)
     sections: dict[str, Callable[[], object]] = {
-        "epoch": lambda: _epoch(networks["dense"], options, torch, rates[dtypes[-1]]),
+        "epoch": lambda: _epoch(networks["dense"], options, torch, size),
         "cutting": lambda: _cutting(networks["dense"], options),
         "sweep": lambda: _sweep(networks["dense"], options),
         "first_step": lambda: _cold_start(options),
@@ -119,6 +124,10 @@ def _torch() -> Any:
     except ImportError:
         _say("PyTorch is not installed, so it is left out; to compare with it: pip install torch")
         return None
+    if _torch_device(torch) == "cuda" and not torch.cuda.is_available():
+        _say("This PyTorch sees no GPU, where JAX has one, so it is left out; install a build with CUDA")
+        return None
+    torch.backends.cudnn.benchmark = True
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     return torch
 
@@ -129,7 +138,9 @@ def _machine(torch: Any) -> dict[str, Any]:
     from jaxslim.sweep import machine
 
     return {"devices": [device.device_kind for device in jax.local_devices()], **machine()} | (
-        {"torch": torch.__version__, "torch_threads": torch.get_num_threads()} if torch else {}
+        {"torch": torch.__version__, "torch_threads": torch.get_num_threads(), "torch_device": _torch_device(torch)}
+        if torch
+        else {}
     )
 
 
@@ -145,14 +156,14 @@ def _medians(contestants: Timed, rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _matmul_rate(size: int, dtype: str) -> float:
+def _matmul(size: int, dtype: str) -> Timed:
+    """The ceiling: a product of two large square matrices, which takes turns with the contestants."""
     import jax
     import jax.numpy as jnp
 
     square = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
-    seconds = _medians({"product": lambda: jax.block_until_ready(product(square, square))}, 7)["product"]
-    return 2 * size**3 / seconds
+    return {"matmul": lambda: jax.block_until_ready(product(square, square))}
 
 
 def _training(config: TrainConfig, module: Any, variables: Any, mesh: Any) -> tuple[Any, Any, Any]:
@@ -170,7 +181,7 @@ def _training(config: TrainConfig, module: Any, variables: Any, mesh: Any) -> tu
 
 
 def _network(
-    widths: Any, dtype: str, batch: int, rounds: int, torch: Any
+    widths: Any, dtype: str, batch: int, rounds: int, torch: Any, size: int
 ) -> Iterator[tuple[str, dict[str, float], int]]:
     """Seconds of a bare training step (forward, gradients, SGD) and of inference, of jaxslim and its peers."""
     import jax
@@ -189,7 +200,8 @@ def _network(
     apply = jax.jit(module.apply, compiler_options=lowering.compiler_options())
     infer: Timed = {"jaxslim": lambda: jax.block_until_ready(apply(variables, floats))}
     peers = _torch_calls(torch, widths, dtype, images, labels) if torch else {}
-    yield "infer", _medians(infer | {name: calls[1] for name, calls in peers.items()}, rounds), macs
+    ceiling = _matmul(size, dtype)
+    yield "infer", _medians(infer | {name: calls[1] for name, calls in peers.items()} | ceiling, rounds), macs
 
     step, state, key = _training(config, module, jax.tree.map(jnp.copy, variables), mesh)
     (call,) = steps.feed(mesh, images, labels)(np.arange(batch, dtype=np.int32)[None])
@@ -198,7 +210,8 @@ def _network(
         nonlocal state
         state, _ = jax.block_until_ready(step(state, *call, key))
 
-    yield "train", _medians({"jaxslim": train} | {name: calls[0] for name, calls in peers.items()}, rounds), macs
+    training: Timed = {"jaxslim": train} | {name: calls[0] for name, calls in peers.items()}
+    yield "train", _medians(training | ceiling, rounds), macs
 
 
 def _torch_model(torch: Any, widths: Any, last: bool) -> Any:
@@ -215,7 +228,10 @@ def _torch_model(torch: Any, widths: Any, last: bool) -> Any:
 
 
 def _torch_device(torch: Any) -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The kind of device that JAX runs on."""
+    import jax
+
+    return "cpu" if jax.default_backend() == "cpu" else "cuda"
 
 
 def _torch_step(torch: Any, model: Any, dtype: str, compiled: bool) -> Callable[[Any, Any], None]:
@@ -241,7 +257,7 @@ def _torch_precision(torch: Any, dtype: str) -> Any:
 
 
 def _torch_wait(torch: Any) -> None:
-    if torch.cuda.is_available():
+    if _torch_device(torch) == "cuda":
         torch.cuda.synchronize()
 
 
@@ -255,7 +271,7 @@ def _if_it_compiles(call: Callable[[], object]) -> bool:
 
 
 def _torch_calls(torch: Any, widths: Any, dtype: str, images: Any, labels: Any) -> dict[str, tuple[Any, Any]]:
-    """(training step, inference) of PyTorch: eager, with channels last, and compiled where that works."""
+    """(training step, inference) of PyTorch: eager, with channels last, and those compiled where that works."""
     device = _torch_device(torch)
     y = torch.tensor(labels).long().to(device)
 
@@ -277,8 +293,9 @@ def _torch_calls(torch: Any, widths: Any, dtype: str, images: Any, labels: Any) 
 
         return train, infer
 
+    torch.compiler.reset()  # else it gives up on the eighth network
     found = {"torch eager": calls(False, False), "torch channels_last": calls(True, False)}
-    compiled = calls(False, True)
+    compiled = calls(True, True)
     if _if_it_compiles(lambda: [call() for call in compiled]):
         found["torch.compile"] = compiled
     return found
@@ -298,9 +315,9 @@ def _speedups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _epoch(widths: Any, options: Options, torch: Any, rate: float) -> dict[str, Any]:
+def _epoch(widths: Any, options: Options, torch: Any, size: int) -> dict[str, Any]:
     """Training with augmentation as `jaxslim.train` does it (an epoch of 50,000 images, on CPUs three steps of one),
-    against bare steps, the time that its arithmetic takes at `rate`, and two loops of PyTorch."""
+    against bare steps, the time that its arithmetic takes at the matrix product's rate, and two loops of PyTorch."""
     import jax
     import jax.numpy as jnp
 
@@ -332,8 +349,8 @@ def _epoch(widths: Any, options: Options, torch: Any, rate: float) -> dict[str, 
         calls[name] = epoch
     if torch:
         calls |= _torch_loops(torch, widths, dtype, images, labels, batch)
-    seconds = _medians(calls, min(options.rounds, 3))
-    floor = 6 * macs * len(images) / rate
+    seconds = _medians(calls | _matmul(size, dtype), min(options.rounds, 3))
+    floor = 6 * macs * len(images) * seconds.pop("matmul") / (2 * size**3)
     return {
         "images": len(images),
         "batch": batch,
@@ -401,7 +418,7 @@ def _torch_loops(torch: Any, widths: Any, dtype: str, images: Any, labels: Any, 
         step = _torch_step(torch, _torch_model(torch, widths, True), dtype, compiled)
         return lambda: on_device(step, torch.randperm(len(images), device=device))
 
-    loops: Timed = {"torch with DataLoader": with_loader, "torch tuned": tuned(False)}
+    loops: Timed = {"torch with DataLoader, 1 worker": with_loader, "torch tuned": tuned(False)}
     compiled = tuned(True)
     return loops | ({"torch tuned, compiled": compiled} if _if_it_compiles(compiled) else {})
 
@@ -462,7 +479,8 @@ def _first_step(quick: bool) -> None:
     step, state, key = _training(config, module, variables, mesh)
     batch = 8 * mesh.size
     feed = steps.feed(mesh, np.zeros((batch, 32, 32, 3), np.uint8), np.zeros(batch, np.int32))
-    for call in feed(np.arange(batch, dtype=np.int32)[None]):
+    number = 1 if jax.default_backend() == "cpu" else 2  # several take the loop over steps, as an epoch does
+    for call in feed(np.tile(np.arange(batch, dtype=np.int32), (number, 1))):
         jax.block_until_ready(step(state, *call, key))
     done = time.perf_counter()
     print(json.dumps({"imports": imported - started, "init": made - imported, "first step": done - made}))
@@ -473,11 +491,12 @@ def _cold_start(options: Options) -> dict[str, dict[str, float]]:
     command = [sys.executable, __file__, "--first-step", *(["--quick"] if options.quick else [])]
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "true"
         runs = {}
         for name in ("cold", "with the cache"):
+            started = time.perf_counter()
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-            runs[name] = json.loads(done.stdout)
-            runs[name]["in all"] = sum(runs[name].values())
+            runs[name] = {**json.loads(done.stdout), "whole process": time.perf_counter() - started}
     return runs
 
 

@@ -49,18 +49,32 @@ def test_everything_is_measured(rehearsal):
         assert macs[network] == by_hand + channels[-1] * 10
     for row in result["rows"]:
         flop = 2 * row["macs"] * row["batch"] * (3 if row["kind"] == "train" else 1)
-        share = flop / row["seconds"]["jaxslim"] / result["matmul_flop_per_second"][row["dtype"]]
+        share = flop / row["seconds"]["jaxslim"] / row["matmul_flop_per_second"]
         assert row["share_of_matmul_rate"] == pytest.approx(share)
     assert {row["network"] for row in result["against_dense"]} == {"pruned", "rounded"}
     assert all(row["macs"] == macs["dense"] / macs[row["network"]] for row in result["against_dense"])
     epoch = result["epoch"]
     assert set(epoch["seconds"]) == {"jaxslim", "jaxslim, bare steps"}
-    floor = 6 * macs["dense"] * epoch["images"] / result["matmul_flop_per_second"][epoch["dtype"]]
-    assert epoch["times_the_floor"] == pytest.approx(epoch["seconds"]["jaxslim"] / floor)
+    assert epoch["times_the_floor"] == pytest.approx(epoch["seconds"]["jaxslim"] / epoch["arithmetic_floor_seconds"])
     assert set(result["first_step"]) == {"cold", "with the cache"}
-    assert all(set(run) == {"imports", "init", "first step", "in all"} for run in result["first_step"].values())
+    assert all(set(run) == {"imports", "init", "first step", "whole process"} for run in result["first_step"].values())
     assert {"cutting", "sweep"} <= result.keys()
     assert "dense" in done.stdout
+
+
+def test_pytorch_takes_part(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    options = ["--quick", "--rounds", "1", "--batches", "2", "2", "--peer", "torch", "--json", str(tmp_path / "b.json")]
+    done = bench(*options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "b.json").read_text())
+    assert len(result["rows"]) == 6
+    for row in result["rows"]:
+        assert {"torch eager", "torch channels_last"} <= row["times_as_fast_as"].keys()
+        for peer, ratio in row["times_as_fast_as"].items():
+            assert ratio == row["seconds"][peer] / row["seconds"]["jaxslim"]
+    assert {"torch with DataLoader, 1 worker", "torch tuned"} <= result["epoch"]["times_as_fast_as"].keys()
+    assert result["machine"]["torch_device"] == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,33 @@ def test_what_it_does_not_know_is_left_to_lax(options):
     assert compiles_convolution(module, variables, images)
 
 
+@pytest.mark.parametrize("n", [1, lowering.FEW_IMAGES])
+def test_half_precision_is_added_up_in_full(n):
+    rng = np.random.default_rng(0)
+    images, kernel = rng.normal(size=(n, 2, 2, 64)), rng.normal(size=(3, 3, 64, 4))
+    half = [jnp.asarray(array, jnp.bfloat16) for array in (images, kernel)]
+    got = lowering.conv(*half, (1, 1), "SAME", dimension_numbers=NUMBERS)
+    exact = lax.conv_general_dilated(
+        *(array.astype(jnp.float32) for array in half), (1, 1), "SAME", dimension_numbers=NUMBERS
+    )
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), exact, rtol=2**-8, atol=2**-8)
+
+
+def test_other_options_and_empty_outputs_are_left_to_lax():
+    images, kernel = jnp.ones((2, 2, 2, 3)), jnp.ones((3, 3, 3, 4))
+    assert lowering.conv(images, kernel, (1, 1), "VALID", dimension_numbers=NUMBERS).shape == (2, 0, 0, 4)
+    half = (images.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    options = {"dimension_numbers": NUMBERS, "preferred_element_type": jnp.float32}
+    assert lowering.conv(*half, (1, 1), "SAME", **options).dtype == jnp.float32
+
+
+def test_compiler_options_are_ones_that_xla_takes(monkeypatch):
+    jax.jit(lambda x: x + 1, compiler_options=lowering.compiler_options())(1.0)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert lowering.compiler_options.__wrapped__() == {}
+
+
 def test_the_graph_sees_through_it():
     module = jaxslim.VGG((4, "M", 5, "M", 6), num_classes=2)
     images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
@@ -130,13 +157,13 @@ def test_batch_norm_trains_as_flax_does(n, size, channels, shift):
     params = {name: jnp.asarray(rng.normal(1, 0.5, channels), jnp.float32) for name in ("scale", "bias")}
     variables = {"params": params, "batch_stats": start["batch_stats"]}
     for a, b in zip(*(jax.tree.leaves(trained(m, variables, x, **options)) for m in (mine, theirs)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(1, x.size**0.5))
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5 * max(1, float(jnp.abs(b).max())))
     np.testing.assert_array_equal(*(m.apply(variables, x, use_running_average=True) for m in (mine, theirs)))
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"dtype": jnp.bfloat16}, {"axis": 1}, {"use_scale": False}, {"use_fast_variance": True}, {"mask": True}],
+    [{"dtype": jnp.bfloat16}, {"axis": 1}, {"use_scale": False}, {"mask": True}],
 )
 def test_batch_norm_leaves_to_flax_what_it_does_not_know(options):
     x = jax.random.normal(jax.random.key(0), (4, 3, 3, 2)) + 1

@@ -288,12 +288,12 @@ def trained(monkeypatch: pytest.MonkeyPatch, free: float = np.inf, together: boo
     state, key = jax.device_put((state, jax.random.key(1)), steps.shardings(mesh)[0])
     step = steps.train_step(config, module, tx, mesh)
     monkeypatch.setattr(steps, "_free_memory", lambda mesh: free)
+    monkeypatch.setattr(steps, "_looped", lambda mesh: together)
     feed = steps.feed(mesh, images, labels)
     order = steps.order(0, 0, len(labels), config.batch_size)
-    calls = [(images, labels, order)] if together else feed(order)
     sums = []
-    with contextlib.nullcontext() if together else jax.transfer_guard("disallow"):
-        for call in calls:
+    with jax.transfer_guard("disallow"):
+        for call in feed(order):
             state, found = step(state, *call, key)
             sums.append(found)
     assert len(sums) == (1 if together else 3)
@@ -301,7 +301,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, free: float = np.inf, together: boo
 
 
 def test_many_steps_in_a_call_equal_single_steps(monkeypatch):
-    """As on accelerators. Single steps, too, move nothing between host and device but what `feed` sends."""
+    """As on accelerators; and nothing moves between host and device but what `feed` sends."""
     single, together = trained(monkeypatch), trained(monkeypatch, together=True)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), single, together)
 
