@@ -1,21 +1,24 @@
 """Checkpoints that describe themselves; the only file that knows orbax.
 
 A checkpoint is a folder with the items `variables` (arrays), `meta` (JSON) and, in a training run, `optimizer`, and
-the checksums of their files, since orbax restores flipped bits silently. A run is a folder with `checkpoints/EPOCH` in
-it; the names RUN/latest and RUN/best stand for two of these.
+the checksums of their files, since orbax restores flipped bits silently. It is written beside its place and takes that
+in one rename, checksums included, so that a folder of its name is whole or damaged later. A run is a folder with
+`checkpoints/EPOCH` in it; the names RUN/latest and RUN/best stand for two of these. `interrupted` beside `checkpoints`
+holds the middle of an epoch, where a signal stopped the run.
 """
 
 import contextlib
 import dataclasses
 import datetime
+import errno
 import gc
 import json
-import operator
+import math
 import os
 import platform
 import shutil
 import sys
-import zlib
+import uuid
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -25,14 +28,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxslim.errors import InputError, first_line
-from jaxslim.files import check_path, write_whole
+from jaxslim.files import check_path
 from jaxslim.models import VGG
+from jaxslim.sealing import damage, digest, seal
 
 FORMAT = 1
-_CHECKSUMS = "checksums.json"
+UNFINISHED = ".unfinished-"
+"""How the names of folders start that are being written or deleted."""
 _PACKAGES = ("jaxslim", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _MODULES = {f"{VGG.__module__}.{VGG.__qualname__}": VGG}
 
@@ -62,6 +66,7 @@ def save(path: str | Path, module: Any, variables: Any, meta: Mapping[str, Any] 
 
     Raises:
       InputError: the folder exists, or the module or variables cannot be described.
+      OSError: it cannot be written; nothing is left of it.
     """
     path = Path(path).absolute()
     check_path(str(path))
@@ -76,9 +81,7 @@ def save(path: str | Path, module: Any, variables: Any, meta: Mapping[str, Any] 
         raise InputError(
             f"The meta cannot be written as JSON ({error}); use numbers, strings, lists and dicts."
         ) from None
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(path, args=_items(variables, described))
-    _seal(path)
+    write(path, variables, described)
     return path
 
 
@@ -105,11 +108,17 @@ def load(path: str | Path, module_type: type | None = None) -> Loaded:
             for parent in parents:
                 inner = inner.setdefault(parent, {})
             inner[last] = jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype), sharding=sharding)
+        _check_size(path, target)
+    except InputError:
+        raise
     except (AttributeError, TypeError, ValueError) as error:
-        raise _damaged(path, f"its meta describes no arrays ({error})") from None
+        raise damaged(path, f"its meta describes no arrays ({error})") from None
     if isinstance(module, VGG) and "image_shape" in meta:
         _check_fit(path, module, target, meta["image_shape"])
-    return Loaded(module, _restore(path, variables=ocp.args.StandardRestore(target)).variables, meta)
+    variables = _restore(path, variables=ocp.args.StandardRestore(target)).variables
+    if meta.get("digest", expected := digest(variables)) != expected:
+        raise damaged(path, f"its variables have the digest {expected[:12]}, not the one saved")
+    return Loaded(module, variables, meta)
 
 
 def find(path: str | Path) -> Path:
@@ -119,16 +128,14 @@ def find(path: str | Path) -> Path:
       InputError: there is none.
     """
     path = Path(path).absolute()
-    if _is_checkpoint(path):
+    if is_checkpoint(path):
         return path
     for run, wanted in ((path, "latest"), (path.parent, path.name)):
         epochs = finished(run)
         if epochs and wanted == "latest":
-            return _epoch_folder(run, epochs[-1])
+            return epoch_folder(run, epochs[-1])
         if epochs and wanted == "best":
-            return _epoch_folder(
-                run, max(epochs, key=lambda epoch: (selection(read_meta(_epoch_folder(run, epoch))), epoch))
-            )
+            return epoch_folder(run, best(run, epochs))
     if not path.exists():
         raise InputError(f"There is no checkpoint {path}; check the path.")
     raise InputError(
@@ -143,10 +150,38 @@ def read_meta(path: Path) -> dict[str, Any]:
     if not isinstance(meta, dict) or not {"format", "module", "variables"} <= meta.keys():
         raise InputError(f"{path} is not a checkpoint of jaxslim; give a folder that jaxslim made.")
     if type(meta["format"]) is not int:
-        raise _damaged(path, f"its format is {meta['format']!r}")
+        raise damaged(path, f"its format is {meta['format']!r}")
     if meta["format"] > FORMAT:
         raise InputError(f"{path} was written by a newer jaxslim (format {meta['format']}); update jaxslim.")
     return meta
+
+
+def write(path: Path, variables: Any, meta: Mapping[str, Any], optimizer: Any = None) -> None:
+    """Write a checkpoint to a new folder, whole and with its checksums, or not at all; `meta` is of `describe`.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    leaves = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(optimizer))}
+    more = {"optimizer": ocp.args.StandardSave(leaves)} if optimizer is not None else {}
+    items = ocp.args.Composite(variables=ocp.args.StandardSave(variables), meta=ocp.args.JsonSave(dict(meta)), **more)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from None
+    temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(temporary, args=items)
+        seal(temporary)
+        os.rename(temporary, path)
+    except OSError:
+        raise
+    except Exception as error:  # orbax and its storage raise many unrelated types for a full disk
+        raise OSError(errno.EIO, first_line(error), str(path)) from error
+    finally:
+        for rest in path.parent.glob(f"{temporary.name}*"):  # orbax writes beside it first
+            shutil.rmtree(rest, ignore_errors=True)
 
 
 def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -164,6 +199,7 @@ def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None)
         "format": FORMAT,
         "module": {"type": f"{type(module).__module__}.{type(module).__qualname__}", "fields": _fields(module)},
         "variables": shapes,
+        "digest": digest(variables),
         "versions": {name: metadata.version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -179,7 +215,7 @@ def finished(run: Path) -> list[int]:
     folder = run / "checkpoints"
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     epochs = (name for name in names if name.isdecimal() and name == str(int(name)))
-    return sorted(int(name) for name in epochs if _is_checkpoint(folder / name))
+    return sorted(int(name) for name in epochs if is_checkpoint(folder / name))
 
 
 def selection(meta: Mapping[str, Any]) -> float:
@@ -191,46 +227,6 @@ def selection(meta: Mapping[str, Any]) -> float:
     return value
 
 
-class Saver:
-    """Saves the checkpoints of a run in the background and keeps the latest two and the best."""
-
-    def __init__(self, run: Path) -> None:
-        chosen_by = operator.itemgetter("selection")
-        keep = preservation_policy.AnyPreservationPolicy(
-            [preservation_policy.LatestN(n=2), preservation_policy.BestN(n=1, get_metric_fn=chosen_by)]
-        )
-        folder = (run / "checkpoints").absolute()
-        # Orbax moves what is to go into this folder in one rename, so that no half-deleted checkpoint is ever listed.
-        self._run, self._deleted = run, folder / "deleted"
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep,
-            best_fn=chosen_by,  # makes orbax save the metrics, which the policy needs when a run goes on
-            cleanup_tmp_directories=True,
-            todelete_subdir=self._deleted.name,
-        )
-        self._manager = ocp.CheckpointManager(folder, options=options)
-
-    def save(self, epoch: int, variables: Any, optimizer: Any, meta: Mapping[str, Any]) -> None:
-        """Start writing the checkpoint of `epoch`; `meta` is of `describe`. Waits for the one before it."""
-        self.wait()
-        leaves = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(optimizer))}
-        args = _items(variables, meta, optimizer=ocp.args.StandardSave(leaves))
-        self._manager.save(epoch, args=args, metrics={"selection": selection(meta)})
-
-    def close(self) -> None:
-        """Wait until everything is written, and end."""
-        self.wait()
-        self._manager.close()
-
-    def wait(self) -> None:
-        """Wait until everything is written."""
-        self._manager.wait_until_finished()
-        for epoch in finished(self._run):
-            if not (path := _epoch_folder(self._run, epoch)).joinpath(_CHECKSUMS).exists():
-                _seal(path)
-        shutil.rmtree(self._deleted, ignore_errors=True)
-
-
 def restore_optimizer(path: Path, like: Any) -> Any:
     """Optimizer state of a run's checkpoint, in the structure, shapes and shardings of `like`."""
     _verify(path, "optimizer")
@@ -240,40 +236,25 @@ def restore_optimizer(path: Path, like: Any) -> Any:
     return jax.tree.unflatten(structure, [restored[str(number)] for number in range(len(leaves))])
 
 
-def _items(variables: Any, meta: Mapping[str, Any], **more: Any) -> Any:
-    return ocp.args.Composite(variables=ocp.args.StandardSave(variables), meta=ocp.args.JsonSave(dict(meta)), **more)
-
-
-def _seal(path: Path) -> None:
-    """Write down the checksum of each file of a checkpoint that is written."""
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    sums = {file.relative_to(path).as_posix(): zlib.crc32(file.read_bytes()) for file in files}
-    write_whole(path / _CHECKSUMS, json.dumps(sums, indent=1) + "\n")
-
-
 def _verify(path: Path, *items: str) -> None:
-    """Compare the files of some items with their checksums; a run killed right after saving has not written these.
-
-    Raises:
-      InputError: a file is missing or has other content.
     """
-    file = path / _CHECKSUMS
-    try:
-        sums = json.loads(file.read_bytes()) if file.exists() else {}
-    except ValueError:
-        raise _damaged(path, f"its {_CHECKSUMS} cannot be read") from None
-    if not isinstance(sums, dict):
-        raise _damaged(path, f"its {_CHECKSUMS} holds no checksums")
-    for name, value in sums.items():
-        wanted = path / name
-        if name.split("/")[0] in items and not (wanted.is_file() and zlib.crc32(wanted.read_bytes()) == value):
-            raise _damaged(path, f"its file {name} is missing or changed")
+    Raises:
+      InputError: a file of these items is missing or has other content.
+    """
+    if fault := damage(path, *items):
+        raise damaged(path, fault)
 
 
-def _damaged(path: Path, how: str) -> InputError:
+def damaged(path: Path, how: str) -> InputError:
     advice = "take another checkpoint"
     if path.parent.name == "checkpoints":
-        advice += f", or delete the folder {path.name}, and its run continues from the one before"
+        run = path.parents[1]
+        others = [epoch for epoch in finished(run) if epoch_folder(run, epoch) != path]
+        whole = [epoch for epoch in others if not damage(epoch_folder(run, epoch))]
+        if whole:
+            advice = f"take {path.parent / str(whole[-1])}, which is whole; training goes on from there by itself"
+        else:
+            advice = "no other checkpoint of its run is whole: delete its folder to start over"
     return InputError(f"{path} is damaged: {how}; {advice}.")
 
 
@@ -284,7 +265,7 @@ def _restore(path: Path, **items: Any) -> Any:
     except Exception as error:  # orbax and its storage raise many unrelated types for damaged files
         reason = first_line(error)
     _forget_unread_arrays()
-    raise _damaged(path, f"its {next(iter(items))} cannot be read ({reason})")
+    raise damaged(path, f"its {next(iter(items))} cannot be read ({reason})")
 
 
 def _forget_unread_arrays() -> None:
@@ -294,11 +275,16 @@ def _forget_unread_arrays() -> None:
     sys.unraisablehook = hook
 
 
-def _is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
     return (path / "meta").is_dir() and (path / "variables").is_dir()
 
 
-def _epoch_folder(run: Path, epoch: int) -> Path:
+def best(run: Path, epochs: list[int]) -> int:
+    """The best of some epochs, the latest of equals."""
+    return max(epochs, key=lambda epoch: (selection(read_meta(epoch_folder(run, epoch))), epoch))
+
+
+def epoch_folder(run: Path, epoch: int) -> Path:
     return run / "checkpoints" / str(epoch)
 
 
@@ -333,7 +319,7 @@ def _module(path: Path, meta: Mapping[str, Any], module_type: type | None) -> An
     try:
         name, fields = str(meta["module"]["type"]), dict(meta["module"]["fields"])
     except (KeyError, TypeError, ValueError):
-        raise _damaged(path, "its meta describes no module") from None
+        raise damaged(path, "its meta describes no module") from None
     build: Callable[..., Any] | None = module_type or _MODULES.get(name)
     if build is None:
         raise InputError(
@@ -346,11 +332,19 @@ def _module(path: Path, meta: Mapping[str, Any], module_type: type | None) -> An
         raise InputError(f"The checkpoint's {name} cannot be built from its fields: {error}.") from error
 
 
+def _check_size(path: Path, target: Any) -> None:
+    """Refuse arrays far larger than their files, before memory is taken for them."""
+    claimed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(target))
+    held = sum(file.stat().st_size for file in (path / "variables").rglob("*"))
+    if claimed > max(2**30, 1000 * held):  # constant arrays are compressed well
+        raise damaged(path, f"its meta claims {claimed:,} bytes of arrays, and its files hold {held:,}")
+
+
 def _check_fit(path: Path, module: Any, variables: Any, image_shape: Any) -> None:
     """Refuse a network that cannot be applied to its arrays and images, all given by shape."""
     try:
         jax.eval_shape(module.apply, variables, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
     except Exception as error:  # whatever Flax and JAX find wrong
-        raise _damaged(
+        raise damaged(
             path, f"its network, arrays and image shape do not fit each other ({first_line(error)})"
         ) from None

@@ -3,18 +3,19 @@
 import importlib.util
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from jaxslim.config import TrainConfig
-from jaxslim.errors import DivergedError, InputError
+from jaxslim.errors import DivergedError, InputError, StoppedError
 from jaxslim.files import cache_folder
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
-    """Call `main(arguments)` and exit: 0, 2 for unusable input, 1 for a run that diverged, 130 for Ctrl-C.
+    """Call `main(arguments)` and exit: 0, 2 for unusable input, 1 for a run that diverged, 128 + a signal's number.
 
     What JAX compiles is kept in the user's cache folder (JAX's persistent compilation cache); variables that the user
     has set, such as JAX_COMPILATION_CACHE_DIR, win.
@@ -32,6 +33,9 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         _fail(str(error), 2)
     except DivergedError as error:
         _fail(str(error), 1)
+    except StoppedError as error:
+        name = signal.Signals(error.signal).name
+        _fail(f"stopped by {name}; run the same command again, and training goes on where it was.", 128 + error.signal)
     except BrokenPipeError:  # the reader, head for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

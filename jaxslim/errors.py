@@ -1,4 +1,4 @@
-"""The two errors a command turns into a message and an exit code instead of a traceback."""
+"""The errors that a command turns into a message and an exit code instead of a traceback."""
 
 
 class InputError(ValueError):
@@ -7,6 +7,14 @@ class InputError(ValueError):
 
 class DivergedError(RuntimeError):
     """Training produced a loss that is not finite; commands exit with 1."""
+
+
+class StoppedError(RuntimeError):
+    """A signal asked a run to stop, and it has saved its state; commands exit with 128 + the signal's number."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from jaxslim.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Print accuracy, loss, parameters, MACs and latency of a checkpoint's network."""
+    """Print accuracy, loss, digest, parameters, MACs and latency of a checkpoint's network."""
 
     checkpoint: tyro.conf.Positional[str]
     """Folder of a checkpoint, RUN/best, RUN/latest, or a run, which stands for its latest."""
@@ -35,6 +35,7 @@ def main(argv: list[str]) -> None:
 
     from jaxslim import checkpoint, data, steps
     from jaxslim.cost import count
+    from jaxslim.sealing import digest
 
     path = checkpoint.find(options.checkpoint)
     loaded = checkpoint.load(path)
@@ -52,6 +53,7 @@ def main(argv: list[str]) -> None:
         f"network     {type(loaded.module).__name__} {list(getattr(loaded.module, 'widths', []))}",
         f"accuracy    {result.accuracy:.2%} on {len(images.test_labels)} test images of {images.name}",
         f"loss        {result.loss:.4f}",
+        f"digest      {digest(loaded.variables)} (SHA-256 of the variables)",
         f"parameters  {cost.params:,}",
         f"MACs        {cost.macs:,} multiply-accumulates an image",
         *(

@@ -1,7 +1,9 @@
 """Files that appear whole or not at all, and where the cached ones lie."""
 
 import contextlib
+import fcntl
 import os
+import platform
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,30 @@ def check_path(path: str) -> None:
     """Refuse a path that is not UTF-8 or holds a zero byte: orbax would stop with half of a checkpoint written."""
     if "\0" in path or any("\ud800" <= sign <= "\udfff" for sign in path):
         raise InputError(f"The path {path!r} is not valid UTF-8; choose another name.")
+
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make `folder` and keep other processes out of it; the lock ends with this process, however that ends.
+
+    Raises:
+      InputError: another process is in there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read(200).strip() or "another process"
+            raise InputError(f"{folder} is in use by {owner}; wait for it, or choose another --workdir.") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxslim import checkpoint, data, models, steps
+from jaxslim import checkpoint, data, models, runs, steps
 from jaxslim.config import TrainConfig, check_widths
-from jaxslim.errors import DivergedError, InputError
-from jaxslim.files import check_path, write_whole
+from jaxslim.errors import DivergedError, InputError, StoppedError
+from jaxslim.files import LOCK, check_path, locked, write_whole
 from jaxslim.progress import Progress
+from jaxslim.sealing import damage
 from jaxslim.sparsity import bn_scale_mask, scale_values
+from jaxslim.stopping import stop_requests
 
 _PLACES = ("name", "workdir", "data_dir", "tensorboard", "compilation_cache")  # what may differ when a run is continued
 
@@ -38,10 +41,11 @@ def train(config: TrainConfig) -> Trained:
     Raises:
       InputError: the configuration, data, starting checkpoint or folder cannot be used.
       DivergedError: the loss is not finite any more; earlier checkpoints stay.
+      StoppedError: SIGTERM or SIGINT came; the state is saved, in the middle of an epoch too.
     """
     folder = Path(config.folder).absolute()
     check_folder(folder, config)
-    if (done := checkpoint.finished(folder)) and done[-1] >= config.epochs:
+    if _is_finished(folder, config.epochs):
         print(f"{folder} has all its {config.epochs} epochs.", flush=True)
         return _result(folder)
 
@@ -66,18 +70,6 @@ def train(config: TrainConfig) -> Trained:
     test = steps.evaluator(config, module, mesh, images.test_images, images.test_labels)
     choose = steps.evaluator(config, module, mesh, *held_out) if held_out else None
 
-    last_finite = math.nan
-    if done:
-        latest = checkpoint.find(folder)
-        reached = checkpoint.load(latest, type(module))
-        moments = checkpoint.restore_optimizer(latest, state.optimizer)
-        state = steps.TrainState(jnp.asarray(done[-1] * steps_per_epoch, jnp.int32), reached.variables, moments)
-        state = jax.device_put(state, everywhere)
-        last_finite = reached.meta["metrics"]["loss"]
-    first = done[-1] if done else 0
-    claim(folder, config)
-    metrics_file = folder / "metrics.jsonl"
-    keep_rows(metrics_file, first)
     lineage: dict[str, Any] = {
         "kind": _kind(config),
         "config": dataclasses.asdict(config),
@@ -86,33 +78,54 @@ def train(config: TrainConfig) -> Trained:
     lineage |= {"class_names": list(images.class_names), "image_shape": list(images.train_images.shape[1:])}
 
     augment_key = jax.device_put(jax.random.key(config.seed + 1), everywhere)
-    with (
-        contextlib.closing(checkpoint.Saver(folder)) as saver,
-        board(str(folder / "tensorboard")) if board else contextlib.nullcontext() as writer,
-        Progress(config.name, config.epochs, first, steps_per_epoch) as progress,
-    ):
-        for epoch in range(first + 1, config.epochs + 1):
+    with contextlib.ExitStack() as stack:
+        runs.check_room(folder, state.variables, state.optimizer)
+        stack.enter_context(locked(folder))
+        point = runs.newest(folder)
+        state, epochs_done, totals = _resumed(state, point, type(module), steps_per_epoch)
+        state = jax.device_put(state, everywhere)
+        last_finite = point[1]["metrics"]["loss"] if point and "metrics" in point[1] else math.nan
+        claim(folder, config)
+        metrics_file = folder / "metrics.jsonl"
+        keep_rows(metrics_file, epochs_done)
+        saver = stack.enter_context(contextlib.closing(runs.Saver(folder)))
+        writer = stack.enter_context(board(str(folder / "tensorboard"))) if board else None
+        progress = stack.enter_context(Progress(config.name, config.epochs, epochs_done, steps_per_epoch))
+        check = stack.enter_context(stop_requests())
+        for epoch in range(epochs_done + 1, config.epochs + 1):
             started = time.perf_counter()
-            totals = []
             order = steps.order(config.seed, epoch, len(images.train_labels), config.batch_size)
-            for call in batches(order):
-                state, sums = step(state, *call, augment_key)
-                totals.append(sums)
-                jax.block_until_ready(totals[max(len(totals) - 3, 0)])  # so that the progress shown has happened
-                progress.advance(len(sums.loss))
-            seen = order.size
-            losses, hits = (np.concatenate(jax.device_get(column)) for column in zip(*totals, strict=True))
+            before = sum(len(sums.loss) for sums in totals)  # steps that were taken before an interruption
+            progress.advance(before)
+            try:
+                for call in batches(order[before:]):
+                    state, sums = step(state, *call, augment_key)
+                    totals.append(sums)
+                    jax.block_until_ready(totals[max(len(totals) - 3, 0)])  # so that the progress shown has happened
+                    progress.advance(len(sums.loss))
+                    check()
+                losses, hits = (np.concatenate(jax.device_get(column)) for column in zip(*totals, strict=True))
+                seconds = time.perf_counter() - started
+                accuracy = test(state.variables, check).accuracy
+                chosen_by = {"holdout_accuracy": choose(state.variables, check).accuracy} if choose else {}
+            except StoppedError:
+                sums = {name: np.concatenate(jax.device_get(column)).tolist() for name, column in _columns(totals)}
+                meta = checkpoint.describe(module, state.variables, {**lineage, "epoch": epoch, "sums": sums})
+                saver.save_interrupted(state.variables, state.optimizer, meta)
+                raise
+            seen, totals = order.size, []
             loss, correct, finite = float(losses.sum()), float(hits.sum()), losses[np.isfinite(losses)]
-            seconds = time.perf_counter() - started
             current_rate = float(rate((epoch - 1) * steps_per_epoch))
             last_finite = float(finite[-1]) / config.batch_size if finite.size else last_finite
             scales = scale_values(state.variables)
             l1 = float(scales.sum())
             if not (math.isfinite(loss) and math.isfinite(l1)):
                 saver.wait()
+                bad = [*np.flatnonzero(~np.isfinite(losses)), len(losses) - 1]  # or the last, if only scales are not
+                at = (epoch - 1) * steps_per_epoch + int(bad[0]) + 1
                 raise DivergedError(
-                    f"The training diverged in epoch {epoch} at learning rate {current_rate:g} (last finite loss "
-                    f"{last_finite:.4f}); lower --learning-rate. {_standing(folder)}"
+                    f"The training diverged in epoch {epoch}, step {at}, at learning rate {current_rate:g} "
+                    f"(last finite loss {last_finite:.4f}); lower --learning-rate. {_standing(folder)}"
                 )
             row = {
                 "epoch": epoch,
@@ -122,9 +135,8 @@ def train(config: TrainConfig) -> Trained:
                 "learning_rate": current_rate,
                 "l1": l1,
                 "small_scales": float((scales < 1e-2).mean()),
-                "accuracy": test(state.variables).accuracy,
-                **({"holdout_accuracy": choose(state.variables).accuracy} if choose else {}),
-                "images_per_second": seen / seconds,
+                "accuracy": accuracy,
+                **chosen_by,
             }
             with metrics_file.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -133,7 +145,7 @@ def train(config: TrainConfig) -> Trained:
             if writer:
                 for name, value in row.items():
                     writer.add_scalar(name, value, epoch)
-            progress.finish_epoch(row)
+            progress.finish_epoch(row, (seen - before * config.batch_size) / seconds)
     result = _result(folder)
     print(
         f"{config.name}: accuracy {result.metrics['accuracy']:.2%} after epoch {config.epochs}; best "
@@ -142,6 +154,31 @@ def train(config: TrainConfig) -> Trained:
         flush=True,
     )
     return result
+
+
+def _is_finished(folder: Path, epochs: int) -> bool:
+    done = checkpoint.finished(folder)
+    return bool(done) and done[-1] >= epochs and not damage(checkpoint.epoch_folder(folder, done[-1]))
+
+
+def _resumed(
+    state: steps.TrainState, point: Any, module_type: type, steps_per_epoch: int
+) -> tuple[Any, int, list[Any]]:
+    """The state at a checkpoint of `runs.newest`, the epochs that it has behind it, and the sums of one begun since."""
+    if point is None:
+        return state, 0, []
+    path, meta = point
+    sums = meta.get("sums")
+    epochs = meta["epoch"] - 1 if sums else meta["epoch"]
+    begun = [steps.Sums(jnp.float32(sums["loss"]), jnp.int32(sums["correct"]))] if sums else []
+    taken = epochs * steps_per_epoch + sum(len(part.loss) for part in begun)
+    moments = checkpoint.restore_optimizer(path, state.optimizer)
+    variables = checkpoint.load(path, module_type).variables
+    return steps.TrainState(jnp.asarray(taken, jnp.int32), variables, moments), epochs, begun
+
+
+def _columns(totals: list[steps.Sums]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    return zip(steps.Sums._fields, zip(*totals, strict=True), strict=True)
 
 
 def check_folder(folder: Path, config: TrainConfig) -> None:
@@ -153,7 +190,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     check_path(str(folder))
     file = folder / "config.json"
     if not file.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(entry.name != LOCK for entry in folder.iterdir())):
             raise InputError(f"{folder} holds other files and no run; choose another --workdir.")
         return
     if (checkpoints := folder / "checkpoints").exists() and not checkpoints.is_dir():

@@ -39,12 +39,12 @@ class Progress:
         if self._bars:
             self._bars.advance(self._task, steps)
 
-    def finish_epoch(self, row: Mapping[str, Any]) -> None:
+    def finish_epoch(self, row: Mapping[str, Any], images_per_second: float) -> None:
         """Tell what an epoch came to; `row` is its line of metrics.jsonl."""
         line = (
             f"epoch {row['epoch']:>{len(str(self._epochs))}}/{self._epochs}  loss {row['loss']:.4f}  "
             f"accuracy {row['accuracy']:7.2%}  rate {row['learning_rate']:.3g}  "
-            f"scales under 0.01 {row['small_scales']:6.1%}  {row['images_per_second']:.0f} images/s"
+            f"scales under 0.01 {row['small_scales']:6.1%}  {images_per_second:.0f} images/s"
         )
         if self._bars:
             self._bars.console.print(line, highlight=False)

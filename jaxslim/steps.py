@@ -20,6 +20,9 @@ from jaxslim.sparsity import l1_subgradient
 
 log = logging.getLogger(__name__)
 
+TOGETHER = 128
+"""Most training steps in one call on accelerators. A signal that asks a run to stop waits for the call to end."""
+
 
 class TrainState(NamedTuple):
     """All that changes while training."""
@@ -115,8 +118,10 @@ class Evaluation(NamedTuple):
     accuracy: float
 
 
-def evaluator(config: TrainConfig, module: Any, mesh: Mesh, images: Any, labels: Any) -> Callable[[Any], Evaluation]:
+def evaluator(config: TrainConfig, module: Any, mesh: Mesh, images: Any, labels: Any) -> Callable[..., Evaluation]:
     """Build `evaluate(variables) -> Evaluation` on a fixed set of images; it compiles once for all variables.
+
+    `evaluate(variables, check)` calls `check()` before each batch, which may raise.
 
     Args:
       config: for normalisation and `eval_batch_size`.
@@ -132,9 +137,13 @@ def evaluator(config: TrainConfig, module: Any, mesh: Mesh, images: Any, labels:
     numbers = np.arange(math.ceil(count / size) * size, dtype=np.int32).reshape(-1, 1, size)
     rows = [(np.minimum(row, count - 1), jax.device_put(row[0] < count, split)) for row in numbers]
 
-    def evaluate(variables: Any) -> Evaluation:
+    def evaluate(variables: Any, check: Callable[[], None] = lambda: None) -> Evaluation:
         variables = jax.device_put(variables, everywhere)
-        sums = [step(variables, *call, counted) for row, counted in rows for call in batches(row)]
+        sums = []
+        for row, counted in rows:
+            check()
+            sums += [step(variables, *call, counted) for call in batches(row)]
+            jax.block_until_ready(sums[-2:-1])  # else all are queued before the first check means anything
         total = jax.tree.map(lambda *parts: float(np.sum(jax.device_get(parts))), *sums)
         return Evaluation(total.loss / count, total.correct / count)
 
@@ -146,8 +155,8 @@ def feed(mesh: Mesh, images: np.ndarray, labels: np.ndarray) -> Callable[[np.nda
 
     The whole set is copied to every device once, as it is, and steps pick from it. One that would take more than a
     quarter of the memory that is free there stays on the host, and each batch is sent when its turn comes; the numbers
-    are the same. On accelerators one call takes all steps of `order`, so that the host has no part in them; on CPUs one
-    step, since XLA runs the gradient of a convolution 30 to 60 times slower in a loop there.
+    are the same. On accelerators one call takes `TOGETHER` steps or fewer, so that the host has no part in them; on
+    CPUs one step, since XLA runs the gradient of a convolution 30 to 60 times slower in a loop there.
 
     Args:
       mesh: of `device_mesh`.
@@ -177,10 +186,18 @@ def feed(mesh: Mesh, images: np.ndarray, labels: np.ndarray) -> Callable[[np.nda
     looped = _looped(mesh)
 
     def from_device(order: np.ndarray) -> Iterator[tuple[Any, Any, Any]]:
-        for rows in [order] if looped else order[:, None]:
+        for rows in _parts(order) if looped else order[:, None]:
             yield *on_device, jax.device_put(rows, split)
 
     return from_device
+
+
+def _parts(order: np.ndarray) -> list[np.ndarray]:
+    """Rows of `order` for one call each: of equal number, which compiles once, where a number up to twice as many as
+    needed divides them."""
+    least = math.ceil(len(order) / TOGETHER)
+    number = next((parts for parts in range(least, 2 * least) if parts and len(order) % parts == 0), least)
+    return np.array_split(order, number) if number else []
 
 
 def _looped(mesh: Mesh) -> bool:

@@ -17,6 +17,7 @@ from jaxslim import train as train_command
 from jaxslim.config import DIGITS
 from jaxslim.errors import InputError
 from jaxslim.prune import save_cut
+from jaxslim.sealing import seal
 from jaxslim.selection import plan
 from jaxslim.sparsity import bn_scale_mask, bn_scales
 
@@ -87,12 +88,12 @@ def test_too_little_memory(capsys, monkeypatch, error):
 
 
 def edit_meta(folder, change):
-    """Change the JSON of a checkpoint, and drop its checksums, as after a kill right after saving."""
+    """Change the JSON of a checkpoint, and make checksums that fit."""
     file = folder / "meta" / "metadata"
     meta = json.loads(file.read_text())
     change(meta)
     file.write_text(json.dumps(meta))
-    (folder / "checksums.json").unlink()
+    seal(folder)
 
 
 METAS = {
@@ -100,6 +101,10 @@ METAS = {
     "no module": (lambda meta: meta.update(module=None), "is damaged: its meta describes no module"),
     "no fields": (lambda meta: meta["module"].pop("fields"), "is damaged: its meta describes no module"),
     "dtype": (lambda meta: meta["module"]["fields"].update(dtype={}), "cannot be built from its fields: 'dtype'"),
+    "terabyte": (
+        lambda meta: meta["variables"].update({"params/a": [[2**38], "float32"]}),
+        r"claims 1,099,5",
+    ),
     "no arrays": (lambda meta: meta.update(variables=[1]), "is damaged: its meta describes no arrays"),
     "array type": (lambda meta: meta["variables"].update(a=[[3], "zzz"]), "is damaged: its meta describes no arrays"),
     "widths": (lambda meta: meta["module"]["fields"].update(widths=[7]), "do not fit each other"),

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from test_loop import assert_same_arrays, contents, tiny
 
 import jaxslim
-from jaxslim import checkpoint
+from jaxslim import checkpoint, runs
 from jaxslim.errors import InputError
 from jaxslim.loop import train
 from jaxslim.models import VGG
 from jaxslim.prune import save_cut
+from jaxslim.sealing import digest, seal
 
 
 class Odd(nn.Module):
@@ -213,13 +214,32 @@ def test_no_damage_goes_unseen(saved, tmp_path):
     assert len(seen) > 3 * len(set(seen)) - 3 > 20  # an empty file cannot be cut short
 
 
-def test_damage_is_seen_without_checksums_too(saved, tmp_path):
-    """As a run leaves them that was killed right after saving."""
+def test_missing_checksums_are_damage(saved, tmp_path):
     copy = Path(shutil.copytree(saved, tmp_path / "copy"))
     (copy / "checksums.json").unlink()
-    assert_same_arrays(jaxslim.load(copy).variables, jaxslim.load(saved).variables)
+    with pytest.raises(InputError, match=r"copy is damaged: its checksums\.json is missing; take another"):
+        jaxslim.load(copy)
+
+
+def test_links_are_not_followed(saved, tmp_path):
+    copy = Path(shutil.copytree(saved, tmp_path / "copy"))
+    file = copy / "meta" / "metadata"
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="copy is damaged: its file meta/metadata is a symbolic link; take another"):
+        jaxslim.load(copy)
+
+
+def test_damage_under_right_checksums_is_seen_too(saved, tmp_path):
+    copy = Path(shutil.copytree(saved, tmp_path / "copy"))
+    meta = json.loads((copy / "meta" / "metadata").read_text())
+    (copy / "meta" / "metadata").write_text(json.dumps({**meta, "digest": "0" * 64}))
+    seal(copy)
+    with pytest.raises(InputError, match=r"copy is damaged: its variables have the digest \w{12}, not the one saved"):
+        jaxslim.load(copy)
     for file in (copy / "meta").iterdir():
         file.write_bytes(file.read_bytes()[:20])
+    seal(copy)
     with pytest.raises(InputError, match=r"copy is damaged: its meta cannot be read \(.+\); take another checkpoint"):
         jaxslim.load(copy)
 
@@ -264,10 +284,10 @@ def test_what_is_no_checkpoint(tmp_path):
 )
 def test_other_formats(saved, tmp_path, change, message):
     copy = Path(shutil.copytree(saved, tmp_path / "copy"))
-    (copy / "checksums.json").unlink()
     (file,) = (path for path in (copy / "meta").iterdir() if path.read_bytes().startswith(b"{"))
     meta = {name: value for name, value in (json.loads(file.read_bytes()) | change).items() if value is not None}
     file.write_text(json.dumps(meta))
+    seal(copy)
     with pytest.raises(InputError, match=message):
         jaxslim.load(copy)
 
@@ -277,7 +297,7 @@ def test_other_formats(saved, tmp_path, change, message):
 
 def save_epochs(run, network, accuracies, first=1, name="accuracy"):
     module, variables = network
-    saver = checkpoint.Saver(run)
+    saver = runs.Saver(run)
     for epoch, accuracy in enumerate(accuracies, first):
         marked = jax.tree.map(lambda leaf, epoch=epoch: jnp.full_like(leaf, epoch), variables)
         described = checkpoint.describe(module, marked, {"metrics": {"accuracy": 0.5, name: accuracy}, "epoch": epoch})
@@ -323,15 +343,39 @@ def test_the_optimizer_comes_back(tmp_path, network):
             file.write_bytes(b"")
     assert epoch_of(tmp_path) == 2  # the network is whole
     with pytest.raises(
-        InputError, match=r"2 is damaged: its file optimizer/\S+ is missing or changed; .* delete the folder 2,"
+        InputError, match=r"2 is damaged: its file optimizer/\S+ is missing or changed; take .*/1, which is whole;"
     ):
         checkpoint.restore_optimizer(latest, {"momentum": jnp.zeros(3, jnp.int32)})
 
 
-def test_a_run_seals_what_a_killed_one_left(tmp_path, network):
+def test_a_run_sweeps_up_what_a_killed_one_left(tmp_path, network):
     save_epochs(tmp_path, network, [0.5])
-    sums = tmp_path / "checkpoints" / "1" / "checksums.json"
-    before = sums.read_bytes()
-    sums.unlink()
-    save_epochs(tmp_path, network, [0.4], first=2)
-    assert sums.read_bytes() == before
+    for rest in (tmp_path / ".unfinished-1", tmp_path / "checkpoints" / ".unfinished-2"):
+        shutil.copytree(tmp_path / "checkpoints" / "1", rest)
+    assert checkpoint.finished(tmp_path) == [1]
+    runs.Saver(tmp_path).close()
+    assert sorted(path.name for path in tmp_path.rglob(".*")) == []
+    assert epoch_of(tmp_path) == 1
+
+
+def test_a_save_that_fails_leaves_nothing(tmp_path, network, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "seal", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        jaxslim.save(tmp_path / "out", *network)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_digest_is_of_names_types_shapes_and_values(saved):
+    variables = {"a": {"b": np.arange(6, dtype=np.float32)}}
+    changed = [
+        {"a": {"c": np.arange(6, dtype=np.float32)}},
+        {"a": {"b": np.arange(6, dtype=np.int32)}},
+        {"a": {"b": np.arange(6, dtype=np.float32).reshape(2, 3)}},
+        {"a": {"b": np.arange(1, 7, dtype=np.float32)}},
+    ]
+    assert digest(variables) == digest(jax.tree.map(jnp.asarray, variables))
+    assert len({digest(tree) for tree in (variables, *changed)}) == 5
+    assert jaxslim.load(saved).meta["digest"] == digest(jaxslim.load(saved).variables)

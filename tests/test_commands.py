@@ -274,7 +274,8 @@ def test_mistakes_in_config_files(call, tmp_path, text, message):
 def test_a_diverged_run_exits_with_1(call, tmp_path):
     config = tiny(tmp_path, learning_rate=1e30)
     done = call(train_command, *options(config))
-    assert_one_message(done, "The training diverged in epoch 1 at learning rate 1e+30 (last finite loss 1.", code=1)
+    said = "The training diverged in epoch 1, step 2, at learning rate 1e+30 (last finite loss 1."
+    assert_one_message(done, said, code=1)
     assert "lower --learning-rate. No checkpoint was saved." in done.err
     assert rows(tmp_path / "run") == []
 

@@ -1,6 +1,7 @@
 """Training runs: what they write, where they go on after an interruption, and what they refuse."""
 
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -19,9 +20,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxslim import checkpoint, data, loop, steps
+from jaxslim import checkpoint, data, loop, runs, steps
 from jaxslim.config import TrainConfig
-from jaxslim.errors import DivergedError, InputError
+from jaxslim.errors import DivergedError, InputError, StoppedError
+from jaxslim.files import locked
 from jaxslim.loop import train
 from jaxslim.models import VGG
 from jaxslim.progress import Progress
@@ -37,7 +39,6 @@ ROW = {
     "l1",
     "small_scales",
     "accuracy",
-    "images_per_second",
 }
 
 
@@ -82,8 +83,8 @@ def rows(folder):
 
 
 def contents(folder):
-    """Every file below a folder with its content and time of change, to see that nothing was touched."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    """Every file below a folder with its content and time of change, to see that nothing was touched; locks aside."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
@@ -102,9 +103,8 @@ def optimizer_of(path):
 
 
 def assert_same_run(one, other):
-    """Equal bit for bit: rows (but for the speed), variables, optimizer, and which epoch is the best."""
-    slow = [[{**row, "images_per_second": None} for row in rows(folder)] for folder in (one, other)]
-    assert slow[0] == slow[1]
+    """Equal bit for bit: the metrics file, variables, optimizer, and which epoch is the best."""
+    assert (Path(one) / "metrics.jsonl").read_bytes() == (Path(other) / "metrics.jsonl").read_bytes()
     for name in ("latest", "best"):
         paths = [checkpoint.find(Path(folder) / name) for folder in (one, other)]
         assert paths[0].name == paths[1].name
@@ -133,7 +133,7 @@ def test_a_row_for_each_epoch(whole):
     assert [row["epoch"] for row in found] == [1, 2, 3, 4]
     assert [row["step"] for row in found] == [6, 12, 18, 24]
     np.testing.assert_allclose([row["learning_rate"] for row in found], [0.1, 0.1, 0.01, 0.001], rtol=1e-6)
-    assert all(row["images_per_second"] > 0 and 0 < row["loss"] < 2 for row in found)
+    assert all(0 < row["loss"] < 2 for row in found)
     assert all(row["train_accuracy"] * 48 == pytest.approx(round(row["train_accuracy"] * 48)) for row in found)
     assert found[-1]["loss"] < found[0]["loss"]
     assert whole.result.metrics == found[-1]
@@ -182,7 +182,7 @@ def test_bars_on_a_terminal(monkeypatch):
     row = {"epoch": 2, "loss": 1.5, "accuracy": 0.25, "learning_rate": 0.1, "small_scales": 0.5}
     with Progress("tiny", 3, 1, 1) as progress:
         progress.advance(1)
-        progress.finish_epoch({**row, "images_per_second": 7.0})
+        progress.finish_epoch(row, 7.0)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sys.stderr.getvalue())
     assert "epoch 2/3  loss 1.5000  accuracy  25.00%  rate 0.1  scales under 0.01  50.0%  7 images/s" in shown
     assert re.search(r"tiny .* 67% \d+:\d\d:\d\d left", shown)
@@ -272,8 +272,8 @@ class Stop:
 def interrupt(monkeypatch, where, after):
     """Make training stop in a step, in an evaluation, or before saving."""
     if where == "save":
-        stop = Stop(checkpoint.Saver.save, after)
-        monkeypatch.setattr(checkpoint.Saver, "save", lambda *args: stop(*args))
+        stop = Stop(runs.Saver.save, after)
+        monkeypatch.setattr(runs.Saver, "save", lambda *args: stop(*args))
     else:
         build = getattr(steps, where)
         monkeypatch.setattr(steps, where, lambda *args: Stop(build(*args), after))
@@ -325,6 +325,91 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
     assert_same_run(config["workdir"], through.workdir)
 
 
+def signal_at(monkeypatch, where, call, number):
+    """Send this process a signal just before call number `call` of a step or an evaluation."""
+    build, calls = getattr(steps, where), []
+
+    def signalled(*args):
+        function = build(*args)
+
+        def run(*args):
+            calls.append(args)
+            if len(calls) == call:
+                os.kill(os.getpid(), number)
+            return function(*args)
+
+        return run
+
+    monkeypatch.setattr(steps, where, signalled)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("where", "call", "taken"), [("train_step", 9, 3), ("train_step", 12, 6), ("evaluator", 2, 6)])
+def test_a_signal_saves_the_middle_of_an_epoch(tmp_path, monkeypatch, whole, where, call, taken, number):
+    """In a step, the last of an epoch too, and in an evaluation; what was begun counts once."""
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        signal_at(patch, where, call, number)
+        with pytest.raises(StoppedError) as caught:
+            train(tiny(tmp_path))
+    assert (caught.value.signal, signal.getsignal(number)) == (number, before)
+    saved = checkpoint.read_meta(tmp_path / "run" / "interrupted")
+    assert (saved["epoch"], len(saved["sums"]["loss"])) == (2, taken)
+    assert_same_run(train(tiny(tmp_path)).folder, whole.folder)
+    assert not (tmp_path / "run" / "interrupted").exists()
+
+
+def test_a_damaged_middle_of_an_epoch_is_left_out(tmp_path, monkeypatch, whole, caplog):
+    with monkeypatch.context() as patch:
+        signal_at(patch, "train_step", 9, signal.SIGTERM)
+        with pytest.raises(StoppedError):
+            train(tiny(tmp_path))
+    (tmp_path / "run" / "interrupted" / "checksums.json").unlink()
+    assert_same_run(train(tiny(tmp_path)).folder, whole.folder)
+    assert "interrupted is damaged: its checksums.json is missing; going on from" in caplog.text
+
+
+def test_two_processes_in_one_folder(tmp_path, whole):
+    config = tiny(tmp_path)
+    with locked(tmp_path / "run"), pytest.raises(InputError, match=rf"run is in use by process {os.getpid()} on \S+;"):
+        train(config)
+    assert_same_run(train(config).folder, whole.folder)
+
+
+def disk_full_at(monkeypatch, *names):
+    write, tried = runs.write, []
+
+    def full(path, *args):
+        tried.append(path.name)
+        if path.name in names:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, *args)
+
+    monkeypatch.setattr(runs, "write", full)
+    return tried
+
+
+def test_a_checkpoint_that_cannot_be_written_is_made_up_for_by_the_next(tmp_path, monkeypatch, whole, caplog):
+    tried = disk_full_at(monkeypatch, "1", "2")
+    assert_same_run(train(tiny(tmp_path)).folder, whole.folder)
+    assert tried == ["1", "2", "3", "4"]
+    assert caplog.text.count("A checkpoint could not be saved: [Errno 28] No space left on device:") == 2
+
+
+def test_a_disk_without_room_for_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100))
+    with pytest.raises(InputError, match=rf"{tmp_path} has 0\.00 GB free and a checkpoint takes 0\.00 GB; make room"):
+        train(tiny(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_last_checkpoint_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch):
+    disk_full_at(monkeypatch, "4")
+    with pytest.raises(OSError, match="No space left on device"):
+        train(tiny(tmp_path))
+    assert checkpoint.finished(tmp_path / "run")[-1] == 3
+
+
 def test_a_finished_run_is_left_as_it_is(whole, monkeypatch, capsys):
     before = contents(whole.folder)
     monkeypatch.setattr(data, "load", None)  # not even looked at
@@ -343,16 +428,20 @@ def test_a_run_may_move(tmp_path, monkeypatch, whole):
     assert_same_run(train(moved).folder, whole.folder)
 
 
-def test_a_run_goes_on_from_the_epoch_before_a_damaged_one(tmp_path, whole):
+def test_a_run_goes_on_from_the_epoch_before_a_damaged_one(tmp_path, whole, caplog):
     shutil.copytree(whole.folder, tmp_path / "run")
     latest = tmp_path / "run" / "checkpoints" / "4"
     for file in (latest / "variables").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:5])
-    with pytest.raises(InputError, match=r"/4 is damaged: its file \S+ is missing or changed; .* delete the folder 4"):
+    advice = rf"take {tmp_path}/run/checkpoints/3, which is whole; training goes on from there by itself"
+    with pytest.raises(InputError, match=rf"/4 is damaged: its file \S+ is missing or changed; {advice}"):
         checkpoint.load(tmp_path / "run")
-    shutil.rmtree(latest)
+    caplog.clear()
     assert_same_run(train(tiny(tmp_path, dataset=whole.config.dataset)).folder, whole.folder)
+    (said,) = caplog.messages
+    assert re.match(rf"{latest} is damaged: its file \S+ is missing or changed; going on from .*/checkpoints/3\.", said)
+    assert [path.name.split(".")[0] for path in latest.parent.glob("*.damaged")] == ["4"]
 
 
 # Folders
@@ -404,23 +493,27 @@ def test_a_run_that_saved_nothing_can_be_started_over(tmp_path):
 
 def test_a_diverged_run_says_where_it_was(tmp_path):
     with pytest.raises(
-        DivergedError, match=r"diverged in epoch 1 at learning rate 1e\+30 \(last finite loss 1\.\d{4}\)"
+        DivergedError, match=r"diverged in epoch 1, step 2, at learning rate 1e\+30 \(last finite loss 1\.\d{4}\)"
     ):
         train(tiny(tmp_path, learning_rate=1e30))
     assert not checkpoint.finished(tmp_path / "run")
     assert rows(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize("number", [12, 17], ids=["first step of an epoch", "last step of an epoch"])
-def test_the_checkpoint_before_a_divergence_stays(tmp_path, monkeypatch, whole, number):
-    """Also where the parameters break in the last step, whose loss is still that of the parameters before."""
+@pytest.mark.parametrize(
+    ("number", "step"), [(12, 14), (17, 18)], ids=["first step of an epoch", "last step of an epoch"]
+)
+def test_the_checkpoint_before_a_divergence_stays(tmp_path, monkeypatch, whole, number, step):
+    """The step named is the first whose loss is not finite.
+
+    Also where the parameters break in the last step, whose loss is still that of the parameters before."""
     build, made = steps.train_step, []
 
     def broken(*args):
-        step = build(*args)
+        function = build(*args)
 
         def run(*args):
-            state, sums = step(*args)
+            state, sums = function(*args)
             made.append(float(sums.loss[0]) / 8)
             if len(made) == number + 1:
                 state = state._replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, state.variables))
@@ -435,8 +528,9 @@ def test_the_checkpoint_before_a_divergence_stays(tmp_path, monkeypatch, whole, 
     losses = [loss for loss in made if math.isfinite(loss)]
     assert len(losses) == number + 1
     assert str(caught.value) == (
-        f"The training diverged in epoch 3 at learning rate 0.01 (last finite loss {losses[-1]:.4f}); lower "
-        "--learning-rate. The checkpoint of epoch 2 stays the latest; give the new run another --name or --workdir."
+        f"The training diverged in epoch 3, step {step}, at learning rate 0.01 (last finite loss {losses[-1]:.4f}); "
+        "lower --learning-rate. The checkpoint of epoch 2 stays the latest; give the new run another --name or "
+        "--workdir."
     )
     assert checkpoint.find(tmp_path / "run" / "latest").name == "2"
     assert [row["epoch"] for row in rows(tmp_path / "run")] == [1, 2]

@@ -1,0 +1,136 @@
+"""The checkpoints of a run over time: saving them, keeping some, and going on from the newest that is whole."""
+
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxslim.checkpoint import UNFINISHED, best, damaged, epoch_folder, finished, is_checkpoint, read_meta, write
+from jaxslim.errors import InputError
+from jaxslim.sealing import damage
+
+log = logging.getLogger(__name__)
+
+_INTERRUPTED = "interrupted"
+
+
+def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint of a run and its meta, an interrupted epoch's included; None if nothing was saved.
+
+    Damaged ones on the way there are moved aside, to a name that ends in `.damaged`, with a line in the log.
+
+    Raises:
+      InputError: all are damaged; nothing is moved.
+    """
+    epochs = finished(run)
+    candidates = [epoch_folder(run, epoch) for epoch in reversed(epochs)]
+    if is_checkpoint(partial := run / _INTERRUPTED):
+        candidates.insert(0, partial)
+    faults: dict[Path, str] = {}
+    for path in candidates:
+        fault = damage(path)
+        meta = {} if fault else read_meta(path)
+        if path == partial and not fault and meta.get("epoch") != (epochs[-1] if epochs else 0) + 1:
+            continue  # of an epoch that has been finished since
+        if not fault:
+            for other, what in faults.items():
+                log.warning("%s is damaged: %s; going on from %s.", other, what, path)
+                os.rename(other, other.with_name(f"{other.name}.{uuid.uuid4().hex[:8]}.damaged"))
+            return path, meta
+        faults[path] = fault
+    if faults:
+        raise damaged(*next(iter(faults.items())))
+    return None
+
+
+def check_room(run: Path, variables: Any, optimizer: Any) -> None:
+    """Refuse to start a run whose first checkpoint would not fit on the disk.
+
+    Raises:
+      InputError: there is less room than a checkpoint takes.
+    """
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves((variables, optimizer)))
+    there = next(place for place in (run, *run.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise InputError(
+            f"{there} has {free / 1e9:.2f} GB free and a checkpoint takes {needed / 1e9:.2f} GB; make room, or choose "
+            "another --workdir."
+        )
+
+
+class Saver:
+    """Saves the checkpoints of a run in the background and keeps the latest two and the best.
+
+    One that cannot be written, on a full disk for example, is reported in the log; the run goes on, and `close` raises
+    if it was the last.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+        self._failure: OSError | None = None
+        for place in (run, run / "checkpoints"):
+            for rest in place.glob(f"{UNFINISHED}*"):  # of a process that was killed
+                shutil.rmtree(rest, ignore_errors=True)
+
+    def save(self, epoch: int, variables: Any, optimizer: Any, meta: Mapping[str, Any]) -> None:
+        """Start writing the checkpoint of `epoch`; `meta` is of `describe`. Waits for the one before it."""
+        self._start(epoch_folder(self._run, epoch), variables, optimizer, meta)
+
+    def save_interrupted(self, variables: Any, optimizer: Any, meta: Mapping[str, Any]) -> None:
+        """Start writing the state in the middle of an epoch, in place of an earlier one."""
+        self._start(self._run / _INTERRUPTED, variables, optimizer, meta)
+
+    def close(self) -> None:
+        """Wait until everything is written, and end.
+
+        Raises:
+          OSError: the last checkpoint could not be written.
+        """
+        self.wait()
+        self._thread.shutdown()
+        if self._failure:
+            raise self._failure
+
+    def wait(self) -> None:
+        """Wait until everything is written."""
+        pending, self._pending, self._failure = self._pending, None, None
+        try:
+            if pending:
+                pending.result()
+        except OSError as error:
+            self._failure = error
+            log.warning("A checkpoint could not be saved: %s. The ones before it stay.", error)
+
+    def _start(self, path: Path, variables: Any, optimizer: Any, meta: Mapping[str, Any]) -> None:
+        self.wait()
+        on_host = jax.device_get((variables, optimizer))  # the next step takes the buffers over
+        self._pending = self._thread.submit(self._write, path, on_host, meta)
+
+    def _write(self, path: Path, state: tuple[Any, Any], meta: Mapping[str, Any]) -> None:
+        variables, optimizer = state
+        if path.name == _INTERRUPTED:
+            _remove(path)
+            write(path, variables, meta, optimizer)
+            return
+        write(path, variables, meta, optimizer)
+        _remove(self._run / _INTERRUPTED)
+        epochs = finished(self._run)
+        for epoch in set(epochs) - {*epochs[-2:], best(self._run, epochs)}:
+            _remove(epoch_folder(self._run, epoch))
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint, which is gone at once for everyone who looks."""
+    if path.exists():
+        rest = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
+        os.rename(path, rest)
+        shutil.rmtree(rest, ignore_errors=True)

@@ -1,0 +1,57 @@
+"""Checksums of a checkpoint's files and of its arrays: orbax restores flipped bits without a word."""
+
+import hashlib
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxslim.files import write_whole
+
+CHECKSUMS = "checksums.json"
+
+
+def seal(path: Path) -> None:
+    """Write down the checksum of each file of a checkpoint that is written."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != CHECKSUMS)
+    sums = {file.relative_to(path).as_posix(): _checksum(file) for file in files}
+    write_whole(path / CHECKSUMS, json.dumps(sums, indent=1) + "\n")
+
+
+def damage(path: Path, *items: str) -> str | None:
+    """What is wrong with the files of a checkpoint, or of some of its items, by their checksums; None if nothing is."""
+    try:
+        sums = json.loads((path / CHECKSUMS).read_bytes())
+    except FileNotFoundError:
+        return f"its {CHECKSUMS} is missing"
+    except ValueError:
+        return f"its {CHECKSUMS} cannot be read"
+    if not isinstance(sums, dict):
+        return f"its {CHECKSUMS} holds no checksums"
+    if link := next((file for file in path.rglob("*") if file.is_symlink()), None):
+        return f"its file {link.relative_to(path).as_posix()} is a symbolic link"
+    for name, value in sums.items():
+        item, _, inner = name.partition("/")
+        wanted = path / name
+        if (not items or item in items or not inner) and not (
+            wanted.is_file() and wanted.resolve().is_relative_to(path.resolve()) and _checksum(wanted) == value
+        ):
+            return f"its file {name} is missing or changed"
+    return None
+
+
+def _checksum(file: Path) -> int:
+    return zlib.crc32(file.read_bytes())
+
+
+def digest(variables: Any) -> str:
+    """SHA-256 over the paths, types, shapes and values of nested dicts of arrays."""
+    total = hashlib.sha256()
+    for path, leaf in sorted(jax.tree_util.tree_flatten_with_path(variables)[0], key=lambda item: str(item[0])):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape};".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()

@@ -1,0 +1,42 @@
+"""Signals that ask a run to stop: preemption (SIGTERM) and Ctrl-C (SIGINT)."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jaxslim.errors import StoppedError
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], None]]:
+    """Within it, the first signal only raises a flag, and the function that it gives raises StoppedError then.
+
+    So a run stops where its state is whole. A second signal acts at once, as without this. Outside the main thread,
+    where Python takes no signals, nothing changes.
+    """
+    asked: list[int] = []
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _: Any) -> None:
+        asked.append(number)
+        restore()
+
+    def check() -> None:
+        if asked:
+            raise StoppedError(asked[0])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if (handler := signal.getsignal(number)) is not None:  # None: not Python's to restore
+                before[number] = handler
+                signal.signal(number, note)
+    try:
+        yield check
+    finally:
+        restore()

@@ -1,0 +1,85 @@
+"""The torture script in its short form, and that it can fail."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "torture.py"
+spec = importlib.util.spec_from_file_location("torture", SCRIPT)
+assert spec is not None
+assert spec.loader is not None
+torture = importlib.util.module_from_spec(spec)
+sys.modules["torture"] = torture
+spec.loader.exec_module(torture)
+
+
+def call(*options, **environment):
+    command = [sys.executable, str(SCRIPT), *options]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def test_nothing_is_lost_or_passes_unseen():
+    done = call("--short", "--kills", "3")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
+    assert found["kills survived"] == "3"
+    assert int(found["damages noticed"]) > 50
+    assert sum(int(count) for what, count in found.items() if what.startswith("inputs")) == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--short", "--long"], "--short and --long exclude each other; give one of them."),
+        (["--kills", "-1"], "--kills and --inputs must be at least 0."),
+    ],
+)
+def test_bad_options(options, message):
+    done = call(*options)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"jaxslim: {message}\n")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("torture")
+    config = torture._write_config(folder)
+    torture._finish(config, folder / "whole")
+    return folder / "whole"
+
+
+@pytest.mark.parametrize("spoil", ["metrics", "arrays", "rest"])
+def test_a_run_that_differs_is_found(whole, tmp_path, spoil):
+    other = Path(shutil.copytree(whole, tmp_path / "other"))
+    torture._compare(other, whole)
+    if spoil == "metrics":
+        file = other / "metrics.jsonl"
+        file.write_bytes(file.read_bytes()[:-2] + b" }")
+    elif spoil == "arrays":
+        shutil.rmtree(other / "checkpoints" / str(torture.EPOCHS))
+    else:
+        (other / "checkpoints" / ".unfinished-1").mkdir()
+    with pytest.raises(torture.Failure):
+        torture._compare(other, whole)
+
+
+def test_damage_that_is_not_seen_is_found(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxslim.checkpoint.damage", lambda path: None)
+    with pytest.raises(torture.Failure, match="was answered with None"):
+        torture._damage(whole, tmp_path, np.random.default_rng(0))
+
+
+def test_a_reader_that_breaks_is_found(whole, tmp_path, monkeypatch):
+    shutil.copy(whole.parent / "data.npz", tmp_path)
+
+    def broken(path):
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr("jaxslim.checkpoint.load", broken)
+    with pytest.raises(torture.Failure, match="raised ZeroDivisionError: of all things"):
+        torture._feed(whole, tmp_path, 5, np.random.default_rng(0))
