@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from jaxslim.errors import InputError
+from jaxslim.errors import InputError, first_line
 from jaxslim.sources import MAX_BYTES, Dataset, Source, Split, allocate, assemble, fit, stamp
 
 OWN_NAMES = ("train_images", "train_labels", "test_images", "test_labels")
@@ -155,7 +155,9 @@ def _read_cifar(path: Path, image_size: int, channels: int) -> Dataset:
     except InputError:
         raise
     except Exception as error:  # a damaged file makes tarfile and gzip raise one of many unrelated types
-        raise InputError(f"{path} is no tar archive, or it is damaged ({error}); download it again.") from error
+        raise InputError(
+            f"{path} is no tar archive, or it is damaged ({first_line(error)}); download it again."
+        ) from error
     layout = CIFAR100 if files.keys() & {*CIFAR100.train, *CIFAR100.test} else CIFAR10
     if missing := [name for name in (*layout.train, *layout.test) if name not in files]:
         raise InputError(

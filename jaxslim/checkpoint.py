@@ -127,6 +127,8 @@ def find(path: str | Path) -> Path:
     Raises:
       InputError: there is none.
     """
+    if not str(path):
+        raise InputError("The path of the checkpoint is empty; give a folder that jaxslim.train or jaxslim.prune made.")
     path = Path(path).absolute()
     if is_checkpoint(path):
         return path
@@ -171,7 +173,7 @@ def write(path: Path, variables: Any, meta: Mapping[str, Any], optimizer: Any = 
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from None
     temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(temporary, args=items)
         seal(temporary)
         os.rename(temporary, path)
@@ -236,6 +238,16 @@ def restore_optimizer(path: Path, like: Any) -> Any:
     return jax.tree.unflatten(structure, [restored[str(number)] for number in range(len(leaves))])
 
 
+def _checkpointer() -> ocp.Checkpointer:
+    """One that does not wait for the other processes of a run: the first alone writes, and each reads for itself."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
+    )
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
 def _verify(path: Path, *items: str) -> None:
     """
     Raises:
@@ -260,7 +272,7 @@ def damaged(path: Path, how: str) -> InputError:
 
 def _restore(path: Path, **items: Any) -> Any:
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             return checkpointer.restore(path, args=ocp.args.Composite(**items))
     except Exception as error:  # orbax and its storage raise many unrelated types for damaged files
         reason = first_line(error)

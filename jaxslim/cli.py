@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxslim.config import TrainConfig
-from jaxslim.errors import DivergedError, InputError, StoppedError
+from jaxslim.errors import DivergedError, InputError, StoppedError, first_line
 from jaxslim.files import cache_folder
 
 
@@ -51,7 +51,10 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"jaxslim: {message}", file=sys.stderr)
+    print(f"jaxslim: {message}", file=sys.stderr, flush=True)
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:  # an ordinary exit would wait minutes for the other processes
+        sys.stdout.flush()
+        os._exit(code)
     raise SystemExit(code)
 
 
@@ -74,8 +77,8 @@ def load_config(path: str) -> TrainConfig:
         raise InputError(f"{path}: {error}") from error
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"{path} does not run: {type(error).__name__}: {error}. Correct it; `python -m jaxslim.train --help` lists "
-            "the fields of a TrainConfig."
+            f"{path} does not run: {type(error).__name__}: {first_line(error)}. Correct it; "
+            "`python -m jaxslim.train --help` lists the fields of a TrainConfig."
         ) from error
     config = getattr(module, "config", None)
     if not isinstance(config, TrainConfig):

@@ -92,6 +92,8 @@ class TrainConfig:
         for name in ("learning_rate", "lr_drop_factor", "weight_decay", "l1"):
             if (value := getattr(self, name)) > _LARGEST:
                 raise InputError(f"{name} is {value}; it must be at most {_LARGEST:g}.")
+        if self.pad > self.image_size:
+            raise InputError(f"pad is {self.pad}; it must be at most image_size, {self.image_size}.")
         if self.momentum >= 1:
             raise InputError(f"momentum is {self.momentum}; it must lie in [0, 1).")
         if self.seed >= 2**31:
@@ -167,7 +169,7 @@ def check_widths(widths: tuple[int | str, ...], image_size: int) -> None:
             f'widths {widths} hold no convolution; give channel counts and "M" for pooling, for example 64 M 128 M.'
         )
     for width in widths:
-        if width != "M" and (not isinstance(width, int) or isinstance(width, bool) or width < 1):
+        if width != "M" and (not isinstance(width, int) or isinstance(width, bool) or not 1 <= width < 2**31):
             raise InputError(f'widths hold {width!r}; each must be a positive number of channels or "M" for pooling.')
     if image_size >> widths.count("M") < 1:
         raise InputError(

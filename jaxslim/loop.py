@@ -17,6 +17,7 @@ from jaxslim import checkpoint, data, models, runs, steps
 from jaxslim.config import TrainConfig, check_widths
 from jaxslim.errors import DivergedError, InputError, StoppedError
 from jaxslim.files import LOCK, check_path, locked, write_whole
+from jaxslim.processes import is_first, wait
 from jaxslim.progress import Progress
 from jaxslim.sealing import damage
 from jaxslim.sparsity import bn_scale_mask, scale_values
@@ -46,7 +47,8 @@ def train(config: TrainConfig) -> Trained:
     folder = Path(config.folder).absolute()
     check_folder(folder, config)
     if _is_finished(folder, config.epochs):
-        print(f"{folder} has all its {config.epochs} epochs.", flush=True)
+        if is_first():
+            print(f"{folder} has all its {config.epochs} epochs.", flush=True)
         return _result(folder)
 
     board = _tensorboard() if config.tensorboard else None
@@ -64,7 +66,6 @@ def train(config: TrainConfig) -> Trained:
     rate = steps.learning_rates(config, steps_per_epoch)
     tx = steps.optimizer(config, rate, bn_scale_mask(variables))
     state = steps.TrainState(jnp.zeros((), jnp.int32), variables, jax.jit(tx.init)(variables["params"]))
-    state = jax.device_put(state, everywhere)
     batches = steps.feed(mesh, images.train_images, images.train_labels)
     step = steps.train_step(config, module, tx, mesh)
     test = steps.evaluator(config, module, mesh, images.test_images, images.test_labels)
@@ -77,19 +78,25 @@ def train(config: TrainConfig) -> Trained:
     }
     lineage |= {"class_names": list(images.class_names), "image_shape": list(images.train_images.shape[1:])}
 
-    augment_key = jax.device_put(jax.random.key(config.seed + 1), everywhere)
+    augment_key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=everywhere)()
     with contextlib.ExitStack() as stack:
         runs.check_room(folder, state.variables, state.optimizer)
-        stack.enter_context(locked(folder))
-        point = runs.newest(folder)
+        if is_first():
+            stack.enter_context(locked(folder))
+            point = runs.newest(folder)
+        wait("for the first process to choose the checkpoint")
+        if not is_first():
+            point = runs.newest(folder)
         state, epochs_done, totals = _resumed(state, point, type(module), steps_per_epoch)
-        state = jax.device_put(state, everywhere)
-        last_finite = point[1]["metrics"]["loss"] if point and "metrics" in point[1] else math.nan
-        claim(folder, config)
+        state = steps.place(state, everywhere)
+        reached = point[1].get("metrics") if point else None
+        last_finite = reached.get("loss", math.nan) if isinstance(reached, dict) else math.nan
         metrics_file = folder / "metrics.jsonl"
-        keep_rows(metrics_file, epochs_done)
+        if is_first():
+            claim(folder, config)
+            keep_rows(metrics_file, epochs_done)
         saver = stack.enter_context(contextlib.closing(runs.Saver(folder)))
-        writer = stack.enter_context(board(str(folder / "tensorboard"))) if board else None
+        writer = stack.enter_context(board(str(folder / "tensorboard"))) if board and is_first() else None
         progress = stack.enter_context(Progress(config.name, config.epochs, epochs_done, steps_per_epoch))
         check = stack.enter_context(stop_requests())
         for epoch in range(epochs_done + 1, config.epochs + 1):
@@ -138,15 +145,21 @@ def train(config: TrainConfig) -> Trained:
                 "accuracy": accuracy,
                 **chosen_by,
             }
-            with metrics_file.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            if is_first():
+                with metrics_file.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
             meta = checkpoint.describe(module, state.variables, {**lineage, "metrics": row, "epoch": epoch})
             saver.save(epoch, state.variables, state.optimizer, meta)
             if writer:
                 for name, value in row.items():
                     writer.add_scalar(name, value, epoch)
-            progress.finish_epoch(row, (seen - before * config.batch_size) / seconds)
+            if is_first():
+                progress.finish_epoch(row, (seen - before * config.batch_size) / seconds)
+        saver.close()
+        wait("for the last checkpoint")
     result = _result(folder)
+    if not is_first():
+        return result
     print(
         f"{config.name}: accuracy {result.metrics['accuracy']:.2%} after epoch {config.epochs}; best "
         f"{result.best['accuracy']:.2%} after epoch {result.best['epoch']}, chosen on {config.chosen_on}. "
@@ -168,9 +181,14 @@ def _resumed(
     if point is None:
         return state, 0, []
     path, meta = point
-    sums = meta.get("sums")
-    epochs = meta["epoch"] - 1 if sums else meta["epoch"]
-    begun = [steps.Sums(jnp.float32(sums["loss"]), jnp.int32(sums["correct"]))] if sums else []
+    try:
+        sums = meta.get("sums")
+        epochs = int(meta["epoch"]) - bool(sums)
+        begun = [steps.Sums(jnp.float32(sums["loss"]), jnp.int32(sums["correct"]))] if sums else []
+    except (KeyError, TypeError, ValueError, OverflowError):
+        epochs = -1
+    if epochs < 0:
+        raise checkpoint.damaged(path, "its meta tells no epoch of a training run")
     taken = epochs * steps_per_epoch + sum(len(part.loss) for part in begun)
     moments = checkpoint.restore_optimizer(path, state.optimizer)
     variables = checkpoint.load(path, module_type).variables
@@ -190,7 +208,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     check_path(str(folder))
     file = folder / "config.json"
     if not file.exists():
-        if folder.exists() and (not folder.is_dir() or any(entry.name != LOCK for entry in folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
             raise InputError(f"{folder} holds other files and no run; choose another --workdir.")
         return
     if (checkpoints := folder / "checkpoints").exists() and not checkpoints.is_dir():

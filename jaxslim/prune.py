@@ -195,6 +195,8 @@ class Options:
 def main(argv: list[str]) -> None:
     """The command: load, cut, check, save."""
     options = tyro.cli(Options, args=argv, prog="python -m jaxslim.prune")
+    if not options.out:
+        raise InputError("--out is empty; give a folder to make.")
     if Path(options.out).exists():
         raise InputError(f"{options.out} exists already and checkpoints are never overwritten; choose another --out.")
     chosen = dataclasses.asdict(options)

@@ -13,6 +13,7 @@ import jax
 
 from jaxslim.checkpoint import UNFINISHED, best, damaged, epoch_folder, finished, is_checkpoint, read_meta, write
 from jaxslim.errors import InputError
+from jaxslim.processes import is_first
 from jaxslim.sealing import damage
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def check_room(run: Path, variables: Any, optimizer: Any) -> None:
 
 
 class Saver:
-    """Saves the checkpoints of a run in the background and keeps the latest two and the best.
+    """Saves the checkpoints of a run in the background and keeps the latest two and the best; in the first process.
 
     One that cannot be written, on a full disk for example, is reported in the log; the run goes on, and `close` raises
     if it was the last.
@@ -77,7 +78,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
         self._failure: OSError | None = None
-        for place in (run, run / "checkpoints"):
+        for place in (run, run / "checkpoints") if is_first() else ():
             for rest in place.glob(f"{UNFINISHED}*"):  # of a process that was killed
                 shutil.rmtree(rest, ignore_errors=True)
 
@@ -112,6 +113,8 @@ class Saver:
 
     def _start(self, path: Path, variables: Any, optimizer: Any, meta: Mapping[str, Any]) -> None:
         self.wait()
+        if not is_first():
+            return
         on_host = jax.device_get((variables, optimizer))  # the next step takes the buffers over
         self._pending = self._thread.submit(self._write, path, on_host, meta)
 

@@ -40,8 +40,8 @@ class Sums(NamedTuple):
 
 
 def device_mesh() -> Mesh:
-    """All devices of this machine along one axis, `data`."""
-    devices = jax.local_devices()
+    """All devices, of all processes, along one axis, `data`."""
+    devices = jax.devices()
     return jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
 
 
@@ -135,10 +135,10 @@ def evaluator(config: TrainConfig, module: Any, mesh: Mesh, images: Any, labels:
     count, size = len(labels), math.ceil(min(config.eval_batch_size, len(labels)) / mesh.size) * mesh.size
     batches = feed(mesh, images, labels)
     numbers = np.arange(math.ceil(count / size) * size, dtype=np.int32).reshape(-1, 1, size)
-    rows = [(np.minimum(row, count - 1), jax.device_put(row[0] < count, split)) for row in numbers]
+    rows = [(np.minimum(row, count - 1), place(row[0] < count, split)) for row in numbers]
 
     def evaluate(variables: Any, check: Callable[[], None] = lambda: None) -> Evaluation:
-        variables = jax.device_put(variables, everywhere)
+        variables = place(variables, everywhere)
         sums = []
         for row, counted in rows:
             check()
@@ -176,18 +176,18 @@ def feed(mesh: Mesh, images: np.ndarray, labels: np.ndarray) -> Callable[[np.nda
         )
 
         def from_host(order: np.ndarray) -> Iterator[tuple[Any, Any, Any]]:
-            positions = jax.device_put(np.arange(order.shape[1], dtype=np.int32)[None], split)
+            positions = place(np.arange(order.shape[1], dtype=np.int32)[None], split)
             for row in order:
-                yield *jax.device_put((images[row], labels[row]), everywhere), positions
+                yield *place((images[row], labels[row]), everywhere), positions
 
         return from_host
 
-    on_device = jax.device_put((images, labels), everywhere)
+    on_device = place((images, labels), everywhere)
     looped = _looped(mesh)
 
     def from_device(order: np.ndarray) -> Iterator[tuple[Any, Any, Any]]:
         for rows in _parts(order) if looped else order[:, None]:
-            yield *on_device, jax.device_put(rows, split)
+            yield *on_device, place(rows, split)
 
     return from_device
 
@@ -213,6 +213,20 @@ def _free_memory(mesh: Mesh) -> float:
 def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
     """Copies on every device, and the first axis split over them."""
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """`tree` on the devices of `sharding`; those of other processes hold what these put there, which is the same."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return jax.tree.map(put, tree)
 
 
 def order(seed: int, epoch: int, count: int, batch_size: int) -> np.ndarray:

@@ -38,9 +38,11 @@ def main(argv: list[str]) -> None:
     import jax
 
     from jaxslim.loop import train
+    from jaxslim.processes import join
 
     if not config.compilation_cache:
         jax.config.update("jax_enable_compilation_cache", False)
+    join()
     train(config)
 
 

@@ -40,6 +40,8 @@ CONFIGS = {
     "huge factor": ({"lr_drop_factor": 1e300}, "lr_drop_factor is 1e+300; it must be at most 1e+30."),
     "huge mean": ({"mean": (1e300,)}, "means must be at most 1e6"),
     "tiny std": ({"std": (1e-45,)}, "std lie in [1e-6, 1e6]"),
+    "huge pad": ({"pad": 3_000_000_000}, "pad is 3000000000; it must be at most image_size, 16."),
+    "huge width": ({"widths": (10**20,)}, "each must be a positive number of channels"),
     "empty workdir": ({"workdir": ""}, "workdir is empty; give a path, or leave it out."),
     "empty init_from": ({"init_from": ""}, "init_from is empty; give a path, or leave it out."),
 }
@@ -123,6 +125,23 @@ def test_edited_checkpoints(capsys, home, tmp_path, change, message):
     assert (done.code, done.out) == (2, "")
     assert message in flat(done.err)
     assert contents(tmp_path) == before
+
+
+EPOCHS = {
+    "none": lambda meta: meta.pop("epoch"),
+    "a word": lambda meta: meta.update(epoch="x"),
+    "negative": lambda meta: meta.update(epoch=-5),
+    "sums": lambda meta: meta.update(sums=5),
+}
+
+
+@pytest.mark.parametrize("change", EPOCHS.values(), ids=EPOCHS)
+def test_a_run_whose_checkpoint_tells_no_epoch(home, tmp_path, change):
+    shutil.copytree(home / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
+    edit_meta(tmp_path / "run" / "checkpoints" / "1", change)
+    with pytest.raises(InputError, match="its meta tells no epoch of a training run"):
+        loop.train(tiny(home, workdir=str(tmp_path / "run"), epochs=2))
 
 
 @pytest.mark.parametrize("text", ["[]", "5", "null"])

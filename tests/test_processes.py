@@ -1,0 +1,98 @@
+"""Two processes that train one network: one result, one checkpoint, and going on."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_commands import options
+from test_loop import rows, signal_at, tiny
+
+from jaxslim import checkpoint, processes
+from jaxslim.errors import InputError, StoppedError
+from jaxslim.loop import train
+
+MINUTES = 2
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+def start(config, number=2):
+    """The processes of one run, with a device each."""
+    address = f"localhost:{free_port()}"
+    started = []
+    for index in range(number):
+        environment = {
+            **os.environ,
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(number),
+            "JAX_PROCESS_ID": str(index),
+            "JAX_NUM_CPU_DEVICES": "1",
+        }
+        command = [sys.executable, "-m", "jaxslim.train", *map(str, options(config))]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, env=environment, **pipes))
+    return started
+
+
+def finish(started):
+    return [(*process.communicate(timeout=60 * MINUTES), process.returncode) for process in started]
+
+
+def assert_close_runs(one, other):
+    for mine, theirs in zip(rows(one), rows(other), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+    mine, theirs = (checkpoint.load(Path(folder)).variables for folder in (one, other))
+    for name in ("conv0", "bn1", "classifier"):
+        for leaf, value in theirs["params"][name].items():
+            np.testing.assert_allclose(mine["params"][name][leaf], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return train(tiny(tmp_path_factory.mktemp("alone"), epochs=8, flip=False)).folder
+
+
+def test_two_processes_give_what_one_gives(tmp_path, alone):
+    config = tiny(tmp_path, epochs=8, flip=False)
+    (first_out, _, first), (second_out, second_err, second) = finish(start(config))
+    assert (first, second) == (0, 0), second_err
+    assert "accuracy" in first_out
+    assert "accuracy" not in second_out
+    assert_close_runs(config.folder, alone)
+
+
+def test_two_processes_go_on_where_one_stopped(tmp_path, alone):
+    config = tiny(tmp_path, epochs=8, flip=False)
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, "train_step", 20, signal.SIGTERM)
+        with pytest.raises(StoppedError):
+            train(config)
+    assert [code for *_, code in finish(start(config))] == [0, 0]
+    assert_close_runs(config.folder, alone)
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"JAX_NUM_PROCESSES": "2"}, {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}]
+)
+def test_variables_that_describe_no_process(monkeypatch, variables):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers too"):
+        processes.join()
+
+
+def test_a_process_alone_waits_for_none():
+    processes.wait("for nobody")
+    assert processes.is_first()
