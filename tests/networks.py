@@ -28,6 +28,7 @@ ACTIVATIONS = {
     "softplus": jax.nn.softplus,
     "hard_swish": jax.nn.hard_swish,
 }
+JOINS = {"sum": jnp.add, "product": jnp.multiply, "max": jnp.maximum}
 
 
 class Scope:
@@ -97,6 +98,11 @@ def normalise(x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Any:
     return (x - spread(mean, x.ndim)) * factor + spread(bias, x.ndim)
 
 
+def norm_of(kernel: tuple[int, ...], *layers: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a kernel with the norm after it, perhaps stacked."""
+    return {"kernel": (*layers, *kernel)} | dict.fromkeys(("scale", "bias", "mean", "var"), (*layers, kernel[-1]))
+
+
 def conv_norm(s: Scope, x: Any, width: int, act: str = "leaky_relu", **how: Any) -> Any:
     return ACTIVATIONS[act](batch_norm(s, conv(s, x, width, **how)))
 
@@ -144,6 +150,14 @@ def depthwise(s: Scope, x: Any, multiplier: int) -> Any:
 def grouped(s: Scope, x: Any, groups: int, each: int, out: int) -> Any:
     x = conv_norm(s, x, groups * each, size=1)
     return conv_norm(s, x, groups * out, groups=groups)
+
+
+def multi_branch(s: Scope, x: Any, width: int, join: str) -> Any:
+    """Convolutions of one input side by side, as in Inception."""
+    pooled = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+    deep = conv_norm(s, x, 3, size=1)
+    ways = [conv_norm(s, x, width, size=1), conv_norm(s, deep, width), conv_norm(s, pooled, width, size=1)]
+    return jnp.concatenate(ways, axis=-1) if join == "concatenate" else functools.reduce(JOINS[join], ways)
 
 
 def gated(s: Scope, x: Any, width: int, how: str) -> Any:
@@ -259,7 +273,11 @@ def mirrored(s: Scope, x: Any, width: int) -> Any:
 
 
 def repeated(s: Scope, x: Any, times: int) -> Any:
-    """Each channel `times` times, next to one another and then one after the other."""
+    """Each channel `times` times, next to one another and then one after the other.
+
+    The convolution makes channels that can be cut: repeats of fixed ones count as a width, and `times` is none.
+    """
+    x = conv_norm(s, x, 3)
     x = jnp.repeat(x, times, axis=-1)
     return jnp.concatenate([x, x], axis=-1)
 
@@ -271,15 +289,77 @@ def shared(s: Scope, x: Any, norm: bool) -> Any:
     return activation(s, convolve(activation(s, y, "leaky_relu") if norm else y, kernel), "leaky_relu")
 
 
+def shared_layer(s: Scope, x: Any, width: int, how: str, act: str) -> Any:
+    """One convolution with its norm, or one norm alone, applied twice."""
+    c = x.shape[-1]
+    kernel, *norm = s("shared", **norm_of((3, 3, c, c if how == "stacked" else width)))
+
+    def layer(x: Any, kernel: Any = kernel) -> Any:
+        return ACTIVATIONS[act](normalise(convolve(x, kernel), *norm))
+
+    if how == "stacked":
+        return layer(layer(x))
+    if how == "joined":
+        return jnp.concatenate([layer(x), layer(x[:, ::-1])], axis=-1)
+    if how == "siamese":
+        return layer(x) + layer(conv_norm(s, x, c))
+    return layer(x) + layer(x, *s("shared", kernel=(3, 3, c, width)))
+
+
+def tied(s: Scope, x: Any, width: int) -> Any:
+    """One kernel there and, its axes swapped, back again."""
+    kernel, *norm = s("tied", **norm_of((1, 1, x.shape[-1], width)))
+    return x + convolve(jax.nn.relu(normalise(convolve(x, kernel), *norm)), kernel.swapaxes(2, 3))
+
+
+def recurrent(s: Scope, x: Any, rounds: int) -> Any:
+    """One convolution with its norm in every round of a scan."""
+    kernel, *norm = s("recurrent", **norm_of((3, 3, x.shape[-1], x.shape[-1])))
+
+    def step(h: Any, _: None) -> tuple[Any, None]:
+        return jnp.tanh(x + normalise(convolve(h, kernel), *norm)), None
+
+    return lax.scan(step, x, length=rounds)[0]
+
+
 def scanned(s: Scope, x: Any, layers: int, act: str) -> Any:
     c = x.shape[-1]
-    stacked = s("scan", kernel=(layers, 3, 3, c, c), **dict.fromkeys(("scale", "bias", "mean", "var"), (layers, c)))
+    stacked = s("scan", **norm_of((3, 3, c, c), layers))
 
     def layer(x: Any, own: Any) -> tuple[Any, None]:
         kernel, *norm = own
         return x + convolve(ACTIVATIONS[act](normalise(x, *norm)), kernel), None
 
     return lax.scan(layer, x, stacked)[0]
+
+
+def scanned_blocks(s: Scope, x: Any, layers: int, inner: int, remat: bool, reverse: bool, out: str) -> Any:
+    """Residual blocks under `lax.scan`, perhaps each a remat layer; `out` is the last one's, or made of all layers'."""
+    c = x.shape[-1]
+    blocks = [s("scan", **norm_of(shape, layers)) for shape in ((3, 3, c, inner), (1, 1, inner, c))]
+
+    def block(x: Any, own: Any) -> tuple[Any, Any]:
+        y = x
+        for kernel, *norm in own:
+            y = jax.nn.leaky_relu(normalise(convolve(y, kernel), *norm))
+        return x + y, y
+
+    last, every = lax.scan(jax.checkpoint(block) if remat else block, x, blocks, reverse=reverse)
+    if out == "joined":
+        return jnp.moveaxis(every, 0, 3).reshape(*x.shape[:3], -1)
+    return last if out == "last" else every.sum(0)
+
+
+def scanned_last(s: Scope, x: Any, layers: int) -> Any:
+    """As `nn.scan` with `variable_axes` of -1: layers are the last axis of the parameters."""
+    c = x.shape[-1]
+    stacked = s("scan", kernel=(3, 3, c, c, layers), **dict.fromkeys(("scale", "bias", "mean", "var"), (c, layers)))
+
+    def layer(x: Any, own: Any) -> tuple[Any, None]:
+        kernel, *norm = own
+        return x + jax.nn.relu(normalise(convolve(x, kernel), *norm)), None
+
+    return lax.scan(layer, x, [jnp.moveaxis(leaf, -1, 0) for leaf in stacked])[0]
 
 
 def branches(s: Scope, x: Any, width: int) -> Any:
@@ -329,6 +409,7 @@ PARTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dense_block": (dense_block, {"growth": _few, "layers": _few}),
     "depthwise": (depthwise, {"multiplier": st.integers(1, 2)}),
     "grouped": (grouped, {"groups": _few, "each": _few, "out": st.integers(1, 3)}),
+    "multi_branch": (multi_branch, {"width": _width, "join": st.sampled_from(["concatenate", *sorted(JOINS)])}),
     "gated": (gated, {"width": _width, "how": st.sampled_from(["split", "slices", "strides", "glu"])}),
     "halved": (halved, {"each": _width, "how": st.sampled_from(["split", "slices", "strides"])}),
     "squeeze_excite": (squeeze_excite, {"hidden": _width}),
@@ -343,7 +424,24 @@ PARTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "mirrored": (mirrored, {"width": _width}),
     "repeated": (repeated, {"times": _few}),
     "shared": (shared, {"norm": _flag}),
+    "shared_layer": (
+        shared_layer,
+        {"width": _width, "how": st.sampled_from(["stacked", "joined", "siamese", "norm"]), "act": _act},
+    ),
+    "tied": (tied, {"width": _width}),
+    "recurrent": (recurrent, {"rounds": _few}),
     "scanned": (scanned, {"layers": _few, "act": _act}),
+    "scanned_blocks": (
+        scanned_blocks,
+        {
+            "layers": _few,
+            "inner": _width,
+            "remat": _flag,
+            "reverse": _flag,
+            "out": st.sampled_from(["last", "sum", "joined"]),
+        },
+    ),
+    "scanned_last": (scanned_last, {"layers": _few}),
     "branches": (branches, {"width": _width}),
     "looped": (looped, {"rounds": _few}),
     "layer_norm": (layer_norm, {}),

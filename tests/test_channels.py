@@ -150,6 +150,7 @@ def test_invariants_hold_for_random_networks_and_plans(network: Network, seed: i
 # ---------------------------------------------------------------------------------------------------------------------
 # What each kind of layer should give: units and, of them, inexact ones; the stem has 4 channels. Worked by hand.
 
+BLOCKS = {"layers": 2, "inner": 3, "remat": False, "reverse": False}
 CASES: dict[str, tuple[list[tuple[str, dict[str, Any]]], int, int]] = {
     "conv": ([("conv_norm", {"width": 5, "bias": True, "stride": 2})], 4 + 5, 0),
     "residual": ([("residual", {"project": False, "norm": True, "act": "relu"})], 4 + 4, 0),
@@ -160,6 +161,10 @@ CASES: dict[str, tuple[list[tuple[str, dict[str, Any]]], int, int]] = {
     "depthwise": ([("depthwise", {"multiplier": 1})], 4, 0),
     "depthwise, multiplier 2": ([("depthwise", {"multiplier": 2})], 4, 0),
     "grouped: every group loses the same": ([("grouped", {"groups": 2, "each": 3, "out": 2})], 4 + 3 + 2, 0),
+    "branches, concatenated": ([("multi_branch", {"width": 3, "join": "concatenate"})], 4 + 3 + 3 * 3, 0),
+    "branches, added": ([("multi_branch", {"width": 5, "join": "sum"})], 4 + 3 + 5, 0),
+    "branches, multiplied": ([("multi_branch", {"width": 5, "join": "product"})], 4 + 3 + 5, 0),
+    "branches, the largest": ([("multi_branch", {"width": 5, "join": "max"})], 4 + 3 + 5, 0),
     "split gate": ([("gated", {"width": 3, "how": "split"})], 4 + 3, 0),
     "sliced gate": ([("gated", {"width": 3, "how": "slices"})], 4 + 3, 0),
     "strided gate": ([("gated", {"width": 3, "how": "strides"})], 4 + 3, 0),
@@ -179,10 +184,21 @@ CASES: dict[str, tuple[list[tuple[str, dict[str, Any]]], int, int]] = {
     "channel shuffle": ([("shuffle", {"groups": 2, "each": 3})], 4 + 3, 0),
     "channels first": ([("channels_first", {"width": 3})], 4 + 3, 0),
     "mirrored channels go in pairs": ([("mirrored", {"width": 5})], 4 + 3, 0),
-    "repeated": ([("repeated", {"times": 2}), ("conv", {"width": 3})], 4 + 3, 0),
+    "repeated": ([("repeated", {"times": 2}), ("conv", {"width": 3})], 4 + 3 + 3, 0),
     "shared": ([("shared", {"norm": True})], 4, 0),
     "shared, no norm between": ([("shared", {"norm": False})], 4, 4),
+    "shared layer on its own output": ([("shared_layer", {"width": 3, "how": "stacked", "act": "relu"})], 4, 0),
+    "shared layer, concatenated": ([("shared_layer", {"width": 3, "how": "joined", "act": "relu"})], 4 + 3, 0),
+    "shared layer on two inputs": ([("shared_layer", {"width": 3, "how": "siamese", "act": "relu"})], 4 + 3, 0),
+    "shared norm": ([("shared_layer", {"width": 3, "how": "norm", "act": "relu"})], 4 + 3, 0),
+    "kernel there and back": ([("tied", {"width": 3})], 4 + 3, 0),
+    "recurrent": ([("recurrent", {"rounds": 3})], 4, 0),
     "scan": ([("scanned", {"layers": 3, "act": "silu"})], 4, 0),
+    "scan of remat blocks": ([("scanned_blocks", BLOCKS | {"remat": True, "out": "last"})], 4 + 3, 0),
+    "scan from the last block": ([("scanned_blocks", BLOCKS | {"reverse": True, "out": "last"})], 4 + 3, 0),
+    "scan, outputs of all blocks added": ([("scanned_blocks", BLOCKS | {"out": "sum"})], 4 + 3, 0),
+    "scan, outputs of all blocks joined": ([("scanned_blocks", BLOCKS | {"out": "joined"})], 4 + 3, 0),
+    "scan over the last axis": ([("scanned_last", {"layers": 2})], 4, 4),  # no vectors are seen there
     "cond": ([("branches", {"width": 3})], 4 + 3, 0),
     "while": ([("looped", {"rounds": 2})], 4, 0),
     "padded with zeros": ([("ones_padded", {"value": 0.0})], 4 + 3, 0),
@@ -579,6 +595,23 @@ def test_repeated_features_bind_the_channels_they_meet() -> None:
 
     graph = trace_of(apply, (3, 4), (4, 2))
     assert graph.units[0][1].tolist() == [1, 2, 1, 2]
+
+
+def test_repeats_of_fixed_features_count_as_a_width() -> None:
+    """A trace cannot tell a number of repeats from one taken from a width; what writes it as a number fails aloud."""
+
+    def apply(w: Any, x: Any, times: int | None = None) -> Any:
+        return (jnp.repeat(x, times or w[0].shape[0] // 3, axis=1) * w[0][None]) @ w[1]
+
+    weights, x = [np.ones(6), np.ones((6, 2))], np.ones((1, 3))
+    keep = np.array([True, True, False])
+    for times in (None, 2):
+        graph = jaxslim.trace(lambda w, x, times=times: apply(w, x, times), weights, x)
+        assert graph.units[0][0].tolist() == [1, 2] * 3
+        cut = jaxslim.cut(graph, weights, by_hand(graph, keep))
+    assert apply(cut, x).shape == (1, 2)
+    with pytest.raises(TypeError, match="incompatible shapes"):
+        apply(cut, x, 2)
 
 
 def test_a_bare_array_is_cut_and_so_is_its_optimizer_state() -> None:
