@@ -5,9 +5,11 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jaxslim.config import TrainConfig
 from jaxslim.errors import DivergedError, InputError, StoppedError, first_line
@@ -28,7 +30,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="orbax")
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        _interruptible(main, sys.argv[1:] if argv is None else argv)
     except InputError as error:
         _fail(str(error), 2)
     except DivergedError as error:
@@ -48,6 +50,29 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         _fail(f"the memory is too small ({reason}); lower the batch size, image_size or widths.", 2)
     except KeyboardInterrupt:
         _fail("stopped; run the same command again, and training goes on from its latest checkpoint.", 130)
+
+
+def _interruptible(main: Callable[[list[str]], None], argv: list[str]) -> None:
+    """Call `main(argv)`; Ctrl-C stays a KeyboardInterrupt where a module that is being imported makes an ImportError."""
+    asked = []
+
+    def note(number: int, _: Any) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    mine = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if mine:
+        signal.signal(signal.SIGINT, note)
+    try:
+        main(argv)
+    except Exception as error:
+        if asked:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, before)
 
 
 def _fail(message: str, code: int) -> None:

@@ -4,9 +4,12 @@ import dataclasses
 import functools
 import importlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -459,3 +462,20 @@ def test_a_checkpoint_without_a_configuration(call, home, tmp_path):
     message = "The checkpoint names no training configuration ('config'); jaxslim.train writes one."
     assert_one_message(call(evaluate, tmp_path / "bare"), message)
     assert json.loads((tmp_path / "bare" / "checksums.json").read_text())
+
+
+def test_ctrl_c_that_an_import_turns_into_another_error(capsys):
+    """As extension modules do that are interrupted while they are imported."""
+
+    def main(argv):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise ImportError("Encountered an error while initializing the extension.") from None
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main, [])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.startswith("jaxslim: stopped; run the same command again")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
