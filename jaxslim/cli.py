@@ -53,7 +53,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
 
 
 def _interruptible(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Call `main(argv)`; Ctrl-C stays a KeyboardInterrupt where a module that is being imported makes an ImportError."""
+    """Call `main(argv)`; Ctrl-C stays a KeyboardInterrupt where a module that is being imported makes another error."""
     asked = []
 
     def note(number: int, _: Any) -> None:

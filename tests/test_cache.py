@@ -52,6 +52,7 @@ def test_the_flag_turns_it_off(monkeypatch, options, expected):
     found = []
     monkeypatch.setattr("jaxslim.loop.train", lambda config: found.append(jax.config.jax_enable_compilation_cache))
     before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", True)  # a test before this one may have run with the flag
     try:
         train.main(options)
     finally:
