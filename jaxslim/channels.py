@@ -86,7 +86,7 @@ def trace(apply: Callable[..., Any], variables: Any, images: Any) -> ChannelGrap
     closed = jax.make_jaxpr(apply)(variables, images)
     walk = Walk(RULES)
     values = [walk.parameter(number, np.shape(leaf)) for number, (_, leaf) in enumerate(leaves)]
-    inputs = [walk.fixed(var.aval.shape) for var in closed.jaxpr.invars[len(leaves) :]]
+    inputs = [walk.fixed(aval.shape) for aval in closed.in_avals[len(leaves) :]]
     for out in walk.follow(closed, [*values, *inputs]):
         for ids in out.ids:
             walk.fix(ids)

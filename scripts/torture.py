@@ -116,7 +116,7 @@ def _kill(config: Path, whole: Path, folder: Path, number: int, rng: np.random.G
         victim = folder / f"victim{runs}"
         while survived < number:
             process = _start(config, victim)
-            how = signal.SIGKILL if rng.random() < 0.8 else rng.choice([signal.SIGTERM, signal.SIGINT])
+            how = signal.SIGKILL if rng.random() < 0.8 else signal.SIGTERM if rng.random() < 0.5 else signal.SIGINT
             reached = len(_lines(victim / "metrics.jsonl"))
             more = rng.integers(0, 4)  # epochs, from none at all: while it starts
             deadline = time.monotonic() + 120

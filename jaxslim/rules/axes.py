@@ -200,7 +200,7 @@ def _split(walk: Walk, eqn: Any, value: Value) -> list[Value]:
 
     return [
         Value(part(value.ids, start, end), part(value.dead, start, end), value.const)
-        for start, end in zip(ends - sizes, ends, strict=True)
+        for start, end in zip((ends - sizes).tolist(), ends.tolist(), strict=True)
     ]
 
 
