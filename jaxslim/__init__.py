@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxslim.absorption import absorb as absorb
     from jaxslim.channels import ChannelGraph as ChannelGraph
     from jaxslim.channels import trace as trace
     from jaxslim.checkpoint import Loaded as Loaded
@@ -22,14 +23,17 @@ if TYPE_CHECKING:
     from jaxslim.prune import cut as cut
     from jaxslim.prune import prune as prune
     from jaxslim.prune import zero as zero
+    from jaxslim.recalibration import recalibrate as recalibrate
     from jaxslim.selection import Plan as Plan
     from jaxslim.selection import plan as plan
     from jaxslim.sparsity import bn_scale_mask as bn_scale_mask
     from jaxslim.sparsity import bn_scales as bn_scales
+    from jaxslim.sparsity import l1_proximal as l1_proximal
     from jaxslim.sparsity import l1_subgradient as l1_subgradient
 
 # Imported when first used, so that `python -m jaxslim.train --help` does not wait for JAX.
 _HOMES = {
+    "absorption": ("absorb",),
     "channels": ("ChannelGraph", "trace"),
     "checkpoint": ("Loaded", "load", "save"),
     "config": ("TrainConfig",),
@@ -37,8 +41,9 @@ _HOMES = {
     "errors": ("InputError",),
     "models": ("VGG", "vgg11", "vgg13", "vgg16", "vgg19"),
     "prune": ("Pruned", "cut", "prune", "zero"),
+    "recalibration": ("recalibrate",),
     "selection": ("Plan", "plan"),
-    "sparsity": ("bn_scale_mask", "bn_scales", "l1_subgradient"),
+    "sparsity": ("bn_scale_mask", "bn_scales", "l1_proximal", "l1_subgradient"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)

@@ -52,17 +52,25 @@ class TrainConfig:
     batch_size: int = 100
     """Images a step, over all devices together."""
     learning_rate: float = 0.1
-    """Learning rate of the first epoch."""
+    """Learning rate of the first epoch; of one-cycle, the highest."""
+    schedule: Literal["step", "cosine", "one-cycle"] = "step"
+    """How the rate falls: in steps (`lr_drops`), along half a cosine to 0, or in one cycle, which rises from a 25th
+    over the first third of the run and falls to nearly 0."""
     lr_drops: tuple[float, ...] = (0.5, 0.75)
-    """Shares of the run after which the learning rate is multiplied by `lr_drop_factor`."""
+    """Shares of the run after which the learning rate is multiplied by `lr_drop_factor`, with schedule step."""
     lr_drop_factor: float = 0.1
     """What each drop multiplies the learning rate by."""
     momentum: float = 0.9
     """Momentum of SGD (not Nesterov's)."""
     weight_decay: float = 1e-4
-    """L2 pull on all parameters, the BatchNorm scales included, as in the reference."""
+    """L2 pull on all parameters."""
+    decay_scales: bool = True
+    """Whether weight decay pulls on the BatchNorm scales too, as in the reference."""
     l1: float = 0.0
     """Strength of the L1 pull on the BatchNorm scales (lambda of the paper, equation 1); 0 trains without sparsity."""
+    l1_method: Literal["subgradient", "proximal"] = "subgradient"
+    """How it pulls: the subgradient in the gradient, as in the reference, or a soft threshold after each step of
+    l1 / (1 - momentum) times the rate, which pulls as hard and makes scales exactly zero."""
 
     seed: int = 0
     """Seed of initialisation, data order and augmentation."""

@@ -220,6 +220,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     if not isinstance(there, dict):
         raise InputError(f"{file} holds no configuration; choose another --workdir.")
     mine = json.loads(json.dumps(dataclasses.asdict(config)))
+    there = json.loads(json.dumps(dataclasses.asdict(TrainConfig()))) | there  # a field may be younger than the run
     differ = [name for name in mine if name not in _PLACES and there.get(name) != mine[name]]
     if differ and checkpoint.finished(folder):  # a run that saved nothing has nothing to lose
         what = ", ".join(f"{name} {there.get(name)} there, {mine[name]} here" for name in differ)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from jaxslim import absorption, recalibration
 from jaxslim.channels import ChannelGraph, leaf_paths, trace
 from jaxslim.cli import run
 from jaxslim.cost import count
@@ -64,7 +65,9 @@ def zero(graph: ChannelGraph, tree: Any, plan: Plan) -> Any:
     return _map(graph, tree, plan, blank)
 
 
-def prune(module: Any, variables: Any, ratio: float | None, images: Any, **options: Any) -> Pruned:
+def prune(
+    module: Any, variables: Any, ratio: float | None, images: Any, *, absorb: bool = False, **options: Any
+) -> Pruned:
     """Trace, score by |BatchNorm scale|, plan and cut a network, and build the module of the new widths.
 
     Args:
@@ -73,6 +76,8 @@ def prune(module: Any, variables: Any, ratio: float | None, images: Any, **optio
       variables: its `params` and `batch_stats`.
       ratio: share of the channels to cut, in [0, 1).
       images: array or `ShapeDtypeStruct` of an input, (n, height, width, channels).
+      absorb: move what the channels that go pass on, relu(bias), into the layers behind them first; see
+        `jaxslim.absorb`. `images` are an array then.
       **options: of `plan`.
 
     Returns:
@@ -82,7 +87,10 @@ def prune(module: Any, variables: Any, ratio: float | None, images: Any, **optio
       InputError: as `plan` and `cut`, or the module cannot be resized.
     """
     graph = trace(module.apply, variables, images)
-    return apply_plan(module, variables, graph, plan(graph, bn_scales(variables), ratio, **options), images)
+    chosen = plan(graph, bn_scales(variables), ratio, **options)
+    if absorb:
+        variables = absorption.absorb(module.apply, variables, graph, chosen, images)
+    return apply_plan(module, variables, graph, chosen, images)
 
 
 def apply_plan(module: Any, variables: Any, graph: ChannelGraph, plan: Plan, images: Any) -> Pruned:
@@ -184,12 +192,20 @@ class Options:
     """Cut the channels whose |scale| is at most this, instead of a ratio."""
     min_channels: int = 1
     """Each layer keeps at least this many, its best ones."""
+    max_layer_ratio: float = 1.0
+    """Largest share of the channels of one layer that may go."""
     multiple_of: int = 1
     """Round the channels that each layer keeps up to a multiple of this."""
     reference_ties: bool = False
     """The PyTorch reference's rule for the threshold: one channel more, and every tie with it, goes."""
     leave: tuple[str, ...] = ()
     """Layers that lose nothing, by the names of the table, for example bn0 bn1."""
+    absorb: bool = False
+    """Move the relu(bias) that cut channels passed on into the layers behind them, which the reference drops."""
+    recalibrate: int = 0
+    """Estimate the BatchNorm statistics of the cut network again on this many training batches; 20 are plenty."""
+    data_dir: str | None = None
+    """Where TFDS keeps its data sets, for --recalibrate."""
 
 
 def main(argv: list[str]) -> None:
@@ -200,30 +216,44 @@ def main(argv: list[str]) -> None:
     if Path(options.out).exists():
         raise InputError(f"{options.out} exists already and checkpoints are never overwritten; choose another --out.")
     chosen = dataclasses.asdict(options)
-    arguments = {name: chosen[name] for name in ("min_channels", "threshold", "multiple_of", "reference_ties", "leave")}
+    arguments = {name: value for name, value in chosen.items() if name not in ("checkpoint", "out", "ratio")}
     pruned, meta = save_cut(options.checkpoint, options.out, options.ratio, **arguments)
     show(pruned, meta)
     print(f"Saved {options.out}. Next: python -m jaxslim.train configs/..._finetune.py --init-from {options.out}")
 
 
-def save_cut(path: str | Path, out: str | Path, ratio: float | None, **options: Any) -> tuple[Pruned, dict[str, Any]]:
+def save_cut(
+    path: str | Path,
+    out: str | Path,
+    ratio: float | None,
+    *,
+    absorb: bool = False,
+    recalibrate: int = 0,
+    data_dir: str | None = None,
+    **options: Any,
+) -> tuple[Pruned, dict[str, Any]]:
     """`prune` the network of a checkpoint, check the result, and save it as a checkpoint of its own.
 
     Args:
       path: what `checkpoint.load` takes.
       out: folder to make.
       ratio: of `plan`.
+      absorb: of `prune`.
+      recalibrate: training batches to estimate the BatchNorm statistics of the cut network on; 0 keeps the old ones.
+      data_dir: where TFDS keeps its data sets, for `recalibrate`.
       **options: of `plan`.
 
     Returns:
       The smaller network, and the metadata saved with it: cost, plan, and the check, which is the `difference` on
-      random images from the full network with the units that go at zero.
+      random images from the full network with the units that go at zero, before any recalibration.
 
     Raises:
       InputError: as `load`, `plan` and `save`, or the check failed although every unit that went is exact.
     """
     from jaxslim import checkpoint
 
+    if recalibrate < 0:
+        raise InputError(f"recalibrate is {recalibrate}; it must be a number of batches, 0 or more.")
     path = checkpoint.find(path)
     module, variables, meta = checkpoint.load(path)
     if "image_shape" not in meta:
@@ -231,8 +261,9 @@ def save_cut(path: str | Path, out: str | Path, ratio: float | None, **options: 
     images = jax.random.normal(jax.random.key(0), (64, *meta["image_shape"]))
     graph = trace(module.apply, variables, images)
     chosen = plan(graph, bn_scales(variables), ratio, **options)
+    if absorb:
+        variables = absorption.absorb(module.apply, variables, graph, chosen, images)
     pruned = apply_plan(module, variables, graph, chosen, images)
-    smaller = pruned.variables
     gap = difference(module, variables, pruned, graph, images)
     exact = bool(graph.exact[~chosen.keep].all())
     if exact and not gap <= tolerance(module):
@@ -240,22 +271,36 @@ def save_cut(path: str | Path, out: str | Path, ratio: float | None, **options: 
             f"The cut network's logits differ from the zeroed full network's by {gap:.2g} of the largest; nothing was "
             "saved. The network takes a width from something other than its parameters' shapes."
         )
+    if recalibrate:
+        batches = _training_batches(meta, recalibrate, data_dir)
+        pruned = pruned._replace(variables=recalibration.recalibrate(pruned.module, pruned.variables, batches))
     described: dict[str, Any] = {
         "kind": "pruned",
         **{name: meta[name] for name in ("config", "class_names", "image_shape") if name in meta},
         "parent": checkpoint.parent(path, meta),
-        "cost": count(pruned.module.apply, smaller, images)._asdict(),
+        "cost": count(pruned.module.apply, pruned.variables, images)._asdict(),
         "full_cost": count(module.apply, variables, images)._asdict(),
         "plan": {
             **options,
+            "absorb": absorb,
+            "recalibrate": recalibrate,
             "requested": ratio,
             "achieved": chosen.achieved,
             "layers": [layer._asdict() for layer in chosen.layers],
         },
         "check": {"logits_difference": gap, "exact": exact},
     }
-    checkpoint.save(out, pruned.module, smaller, described)
+    checkpoint.save(out, pruned.module, pruned.variables, described)
     return pruned, described
+
+
+def _training_batches(meta: dict[str, Any], count: int, data_dir: str | None) -> list[Any]:
+    from jaxslim import data, steps
+    from jaxslim.evaluate import training_config
+
+    config = training_config(meta, data_dir=data_dir)
+    images = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)
+    return steps.training_batches(config, images.train_images, count)
 
 
 def tolerance(module: Any) -> float:

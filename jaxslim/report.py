@@ -14,12 +14,12 @@ import numpy as np
 from jaxslim import plots, tables
 from jaxslim.errors import InputError
 from jaxslim.files import write_whole
-from jaxslim.results import Report, Stage, SweepRow
+from jaxslim.results import Report, Stage, SweepRow, Table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Report", "Stage", "SweepRow", "show", "table", "write"]
+__all__ = ["Report", "Stage", "SweepRow", "Table", "show", "table", "write"]
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 

@@ -3,8 +3,20 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+
+
+class Table(NamedTuple):
+    """A table as text; `right` aligns all columns but the first to the right."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    picture: str = ""
+    """File name of the picture that belongs under it."""
+    right: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +77,8 @@ class Report:
     sweep: tuple[SweepRow, ...] = ()
     channels: dict[str, int] = field(default_factory=dict)
     """Channels of each layer of the full network, in network order."""
+    tables: tuple[Table, ...] = ()
+    """Further tables, which stand after those made of `stages` and `sweep`."""
     scales: dict[str, np.ndarray] = field(default_factory=dict)
     """All |scale| values of the BatchNorm layers, one flat array a label such as "baseline" or "sparse"."""
     notes: dict[str, str] = field(default_factory=dict)

@@ -49,6 +49,7 @@ def plan(
     min_channels: int = 1,
     *,
     threshold: float | None = None,
+    max_layer_ratio: float = 1.0,
     multiple_of: int = 1,
     reference_ties: bool = False,
     leave: Collection[str] = (),
@@ -65,6 +66,7 @@ def plan(
       ratio: share of the prunable units to cut, in [0, 1); None with `threshold`.
       min_channels: each layer keeps at least its best `min_channels`; others go in their place.
       threshold: cut what scores at most this much instead, whatever share that is.
+      max_layer_ratio: largest share of a layer that may go; the paper's multi-pass scheme takes 0.5 (section 4.6).
       multiple_of: restore the best cut channels of each layer until it keeps a multiple of this (or everything).
       reference_ties: the rule of the PyTorch reference: the sorted score at index int(units * ratio) goes, and all
         below or equal to it; so one channel more, and all ties.
@@ -77,7 +79,7 @@ def plan(
       InputError: arguments out of range, scores that fit no parameter or are not numbers, an unknown layer in `leave`,
         or a ratio that cannot be met; the message names the largest that can.
     """
-    _check_arguments(ratio, min_channels, threshold, multiple_of)
+    _check_arguments(ratio, min_channels, threshold, max_layer_ratio, multiple_of)
     layers = _layers(graph, scores)
     score = np.full(graph.num_units + 1, -math.inf)
     for _, units, values in layers:
@@ -89,7 +91,7 @@ def plan(
     rank[ranked] = np.arange(len(ranked))
     rank[0] = math.inf
 
-    safe = _safe(layers, rank, min_channels, leave)
+    safe = _safe(layers, rank, min_channels, max_layer_ratio, leave)
     if ratio is None:
         wanted = ranked[score[ranked] <= threshold]
     elif reference_ties:
@@ -100,9 +102,10 @@ def plan(
     if ratio is None or reference_ties:
         going = wanted[~safe[wanted]]
     elif len(wanted) > len(going):
+        share = f", max_layer_ratio={max_layer_ratio}" if max_layer_ratio < 1 else ""
         most = math.floor(len(going) / len(ranked) * 1e4) / 1e4
         raise InputError(
-            f"A ratio of {ratio} cannot be met: with min_channels={min_channels} and the layers left alone, "
+            f"A ratio of {ratio} cannot be met: with min_channels={min_channels}{share} and the layers left alone, "
             f"{len(going)} of {len(ranked)} channels can go; the largest ratio is {most}."
         )
     else:
@@ -123,13 +126,17 @@ def plan(
     )
 
 
-def _check_arguments(ratio: float | None, min_channels: int, threshold: float | None, multiple_of: int) -> None:
+def _check_arguments(
+    ratio: float | None, min_channels: int, threshold: float | None, max_layer_ratio: float, multiple_of: int
+) -> None:
     if (ratio is None) == (threshold is None):
         raise InputError("Give either a ratio or a threshold, for example a ratio of 0.7.")
     if ratio is not None and not 0 <= ratio < 1:
         raise InputError(f"The ratio is {ratio}; it must lie in [0, 1): 0.7 cuts 70 % of the channels.")
     if threshold is not None and not threshold >= 0:
         raise InputError(f"The threshold is {threshold}; it must be a number of at least 0, for example 0.01.")
+    if not 0 < max_layer_ratio <= 1:
+        raise InputError(f"max_layer_ratio is {max_layer_ratio}; it must be a share in (0, 1], for example 0.5.")
     for name, value in (("min_channels", min_channels), ("multiple_of", multiple_of)):
         if value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1.")
@@ -160,7 +167,9 @@ def _layers(graph: ChannelGraph, scores: Any) -> _Layers:
     return [layer for _, *layer in sorted(found, key=lambda item: item[0])]  # type: ignore[misc]
 
 
-def _safe(layers: _Layers, rank: np.ndarray, min_channels: int, leave: Collection[str]) -> np.ndarray:
+def _safe(
+    layers: _Layers, rank: np.ndarray, min_channels: int, max_layer_ratio: float, leave: Collection[str]
+) -> np.ndarray:
     """bool (units,): the best channels of each layer that it must keep, and whole layers to leave alone."""
     unknown = sorted(set(leave) - {name for name, *_ in layers})
     if unknown:
@@ -169,7 +178,8 @@ def _safe(layers: _Layers, rank: np.ndarray, min_channels: int, leave: Collectio
     safe = np.zeros(len(rank), bool)
     for name, units, _ in layers:
         best_first = units[np.argsort(-rank[units], kind="stable")]
-        safe[units if name in leave else best_first[:min_channels]] = True
+        least = max(min_channels, len(units) - math.floor(len(units) * max_layer_ratio + 1e-9))
+        safe[units if name in leave else best_first[:least]] = True
     return safe
 
 

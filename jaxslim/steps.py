@@ -16,7 +16,7 @@ from jaxslim.config import TrainConfig
 from jaxslim.data import augment, normalise
 from jaxslim.errors import InputError
 from jaxslim.lowering import compiler_options
-from jaxslim.sparsity import l1_subgradient
+from jaxslim.sparsity import l1_proximal, l1_subgradient
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,13 @@ def device_mesh() -> Mesh:
 
 
 def learning_rates(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
-    """The stepped rate: times `lr_drop_factor` from the first epoch that starts at or after each share of the run."""
+    """The rate of each step. A stepped one falls by `lr_drop_factor` from the first epoch that starts at or after each
+    of the shares `lr_drops` of the run."""
+    total = config.epochs * steps_per_epoch
+    if config.schedule == "cosine":
+        return optax.cosine_decay_schedule(config.learning_rate, total)
+    if config.schedule == "one-cycle":
+        return optax.cosine_onecycle_schedule(total, config.learning_rate)
     factors: dict[int, float] = {}
     for drop in config.lr_drops:
         epoch = math.ceil(round(drop * config.epochs, 6))  # 0.55 * 100 is a little above 55
@@ -56,9 +62,18 @@ def learning_rates(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
 
 
 def optimizer(config: TrainConfig, rate: optax.Schedule, scale_mask: Any) -> optax.GradientTransformation:
-    """SGD as the PyTorch reference does it: L1 subgradient, weight decay on everything, momentum, rate."""
-    l1 = [l1_subgradient(config.l1, scale_mask)] if config.l1 else []
-    return optax.chain(*l1, optax.add_decayed_weights(config.weight_decay), optax.sgd(rate, config.momentum))
+    """SGD as the PyTorch reference does it: L1 subgradient, weight decay on everything, momentum, rate.
+
+    With `l1_method` proximal the L1 pull comes after all that; without `decay_scales` the decay spares the scales.
+    """
+    first, last = [], []
+    if config.l1 and config.l1_method == "proximal":
+        last = [l1_proximal(config.l1 / (1 - config.momentum), rate, scale_mask)]
+    elif config.l1:
+        first = [l1_subgradient(config.l1, scale_mask)]
+    decayed = None if config.decay_scales else jax.tree.map(lambda is_scale: not is_scale, scale_mask)
+    decay = optax.add_decayed_weights(config.weight_decay, decayed)
+    return optax.chain(*first, decay, optax.sgd(rate, config.momentum), *last)
 
 
 def train_step(config: TrainConfig, module: Any, tx: optax.GradientTransformation, mesh: Mesh) -> Callable[..., Any]:
@@ -233,6 +248,26 @@ def order(seed: int, epoch: int, count: int, batch_size: int) -> np.ndarray:
     """Indices (steps, batch_size) of an epoch's batches, by the arguments alone; a last short batch is left out."""
     shuffled = np.random.default_rng([seed, epoch]).permutation(count)
     return shuffled[: count // batch_size * batch_size].reshape(-1, batch_size).astype(np.int32)
+
+
+def training_batches(config: TrainConfig, images: np.ndarray, count: int) -> list[jax.Array]:
+    """The first `count` batches of a shuffled epoch, augmented and normalised as in training; fewer if it has fewer.
+
+    Raises:
+      InputError: the training set has no whole batch.
+    """
+    chosen = order(config.seed, 0, len(images), config.batch_size)[:count]
+    if not len(chosen):
+        raise InputError(
+            f"A batch of {config.batch_size} is larger than the training set of {len(images)}; use a smaller one."
+        )
+    keys = jax.random.split(jax.random.key(config.seed), len(chosen))
+
+    @jax.jit
+    def make(batch: Any, key: Any) -> jax.Array:
+        return normalise(augment(batch, key, pad=config.pad, flip=config.flip), config.mean, config.std)
+
+    return [make(images[row], key) for row, key in zip(chosen, keys, strict=True)]
 
 
 def check_batches(config: TrainConfig, count: int, mesh: Mesh) -> None:

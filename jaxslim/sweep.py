@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jaxslim import data, steps
+from jaxslim.absorption import absorber
 from jaxslim.channels import trace
 from jaxslim.checkpoint import Loaded, find, load, parent, read_meta
 from jaxslim.config import RATIOS, TrainConfig
@@ -22,6 +23,7 @@ from jaxslim.errors import InputError
 from jaxslim.evaluate import check_classes, training_config
 from jaxslim.loop import train
 from jaxslim.prune import Pruned, apply_plan, difference, save_cut, tolerance, zero
+from jaxslim.recalibration import recalibrator
 from jaxslim.report import Report, SweepRow
 from jaxslim.selection import Plan, plan
 from jaxslim.sparsity import bn_scales, scale_values
@@ -42,6 +44,8 @@ def sweep(
     *,
     verify: bool = False,
     min_channels: int = 1,
+    absorb: bool = False,
+    recalibrate: int = 0,
 ) -> Iterator[Cut]:
     """Cut `loaded` at each ratio and measure the accuracy on the test images, without fine-tuning.
 
@@ -55,6 +59,8 @@ def sweep(
       ratios: shares of the channels, each in [0, 1).
       verify: evaluate every really cut network too, and the difference of the logits.
       min_channels: of `plan`.
+      absorb: of `prune`.
+      recalibrate: training batches to estimate the BatchNorm statistics again on, at each ratio.
 
     Yields:
       A `Cut` for each ratio, in the order given.
@@ -70,20 +76,27 @@ def sweep(
     graph, scores = trace(module.apply, variables, sample), bn_scales(variables)
     plans: list[Plan] = [plan(graph, scores, ratio, min_channels) for ratio in ratios]  # all, to fail before the work
 
-    def on_test(network: Any) -> Callable[[Any], steps.Evaluation]:
-        return steps.evaluator(config, network, mesh, images.test_images, images.test_labels)
+    def measurer(network: Any) -> Callable[[Any], float]:
+        """Accuracy on the test images of variables of `network`, after recalibration if there is one."""
+        evaluate = steps.evaluator(config, network, mesh, images.test_images, images.test_labels)
+        again = recalibrator(network)
+        return lambda variables: evaluate(again(variables, batches) if batches else variables).accuracy
 
-    def gap(pruned: Pruned) -> float:
-        return difference(module, variables, pruned, graph, sample)
+    batches = steps.training_batches(config, images.train_images, recalibrate) if recalibrate else []
+    full = measurer(module)
+    adapt = absorber(module.apply, variables, graph, sample) if absorb else lambda _: variables
+    adapted = [adapt(chosen) for chosen in plans]
+    networks = [apply_plan(module, own, graph, chosen, sample) for own, chosen in zip(adapted, plans, strict=True)]
 
-    full = on_test(module)
-    networks = [apply_plan(module, variables, graph, chosen, sample) for chosen in plans]
-    agrees = gap(networks[int(np.argmax(ratios))]) <= tolerance(module)
-    for ratio, chosen, pruned in zip(ratios, plans, networks, strict=True):
+    def gap(index: int) -> float:
+        return difference(module, adapted[index], networks[index], graph, sample)
+
+    agrees = gap(int(np.argmax(ratios))) <= tolerance(module)
+    for index, (ratio, chosen, pruned) in enumerate(zip(ratios, plans, networks, strict=True)):
         params, macs = count(pruned.module.apply, pruned.variables, sample)
         exact = agrees and bool(graph.exact[~chosen.keep].all())
-        really = on_test(pruned.module)(pruned.variables).accuracy if verify or not exact else None
-        accuracy = full(zero(graph, variables, chosen)).accuracy if exact else really
+        really = measurer(pruned.module)(pruned.variables) if verify or not exact else None
+        accuracy = full(zero(graph, adapted[index], chosen)) if exact else really
         assert accuracy is not None
         yield Cut(
             SweepRow(
@@ -94,7 +107,7 @@ def sweep(
                 kept={layer.name: layer.after for layer in chosen.layers},
                 protected=chosen.protected,
                 verified_accuracy=really,
-                logits_difference=gap(pruned) if verify else None,
+                logits_difference=gap(index) if verify else None,
                 widths=getattr(pruned.module, "widths", None),
             ),
             pruned,
@@ -108,6 +121,8 @@ def study(
     ratios: Sequence[float] = RATIOS,
     verify: bool = False,
     min_channels: int = 1,
+    absorb: bool = False,
+    recalibrate: int = 0,
     finetune_epochs: int = 0,
     baseline: str | None = None,
     data_dir: str | None = None,
@@ -127,11 +142,12 @@ def study(
     scales[loaded.meta.get("kind", "network")] = scale_values(loaded.variables)
     rows = []
     before: dict[str, int] = {}
-    for row, pruned in sweep(loaded, config, images, ratios, verify=verify, min_channels=min_channels):
+    cutting: dict[str, Any] = {"min_channels": min_channels, "absorb": absorb, "recalibrate": recalibrate}
+    for row, pruned in sweep(loaded, config, images, ratios, verify=verify, **cutting):
         print(f"ratio {row.ratio:g}: accuracy {row.accuracy:.2%}, {row.params:,} parameters", file=sys.stderr)
         before = {layer.name: layer.before for layer in pruned.plan.layers}
         if finetune_epochs:
-            accuracy = _finetune(path, loaded.meta, row.ratio, min_channels, finetune_epochs, config, out)
+            accuracy = _finetune(path, loaded.meta, row.ratio, cutting, finetune_epochs, config, out)
             row = dataclasses.replace(row, finetuned_accuracy=accuracy)
         rows.append(row)
     notes = {
@@ -161,17 +177,15 @@ def _processor() -> str:
 
 
 def _finetune(
-    path: str, meta: dict[str, Any], ratio: float, min_channels: int, epochs: int, config: TrainConfig, out: Path
+    path: str, meta: dict[str, Any], ratio: float, cutting: dict[str, Any], epochs: int, config: TrainConfig, out: Path
 ) -> float:
     """Save the cut network below `out` and train it on by its own recipe without the L1 pull."""
     folder = out.absolute() / f"ratio-{ratio:g}"
     if not folder.exists():
-        save_cut(path, folder, ratio, min_channels=min_channels)
+        save_cut(path, folder, ratio, data_dir=config.data_dir, **cutting)
     there = read_meta(folder)
-    if there.get("parent") != parent(find(path), meta) or there["plan"]["min_channels"] != min_channels:
-        raise InputError(
-            f"{folder} was cut from another checkpoint or with another min_channels; choose another --out."
-        )
+    if there.get("parent") != parent(find(path), meta) or any(there["plan"].get(k) != v for k, v in cutting.items()):
+        raise InputError(f"{folder} was cut from another checkpoint or with other options; choose another --out.")
     changes: dict[str, Any] = {"name": f"ratio-{ratio:g}-finetuned", "workdir": f"{folder}-finetuned"}
     tuned = dataclasses.replace(config, **changes, epochs=epochs, l1=0.0, init_from=str(folder))
     return train(tuned).metrics["accuracy"]

@@ -6,9 +6,10 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from jaxslim import plots
+from jaxslim.results import Table
 
 if TYPE_CHECKING:
     import rich.table
@@ -18,16 +19,6 @@ if TYPE_CHECKING:
 _RATIOS_ABREAST = 8  # columns of ratios that an 80-column terminal holds beside a layer's name
 
 
-class Table(NamedTuple):
-    """A table as text; `right` aligns all columns but the first to the right."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    picture: str
-    right: bool = True
-
-
 def tables(report: Report) -> list[Table]:
     """The tables that the report has rows for."""
     found = []
@@ -35,7 +26,7 @@ def tables(report: Report) -> list[Table]:
         found.append(_pipeline(report.stages))
     if report.sweep:
         found += [_sizes(report), *_architectures(report)]
-    return found
+    return [*found, *report.tables]
 
 
 def grid(one: Table, least: int) -> rich.table.Table:

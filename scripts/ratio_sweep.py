@@ -28,6 +28,10 @@ class Options:
     """Evaluate each really cut network too, to see that it agrees with zeroed channels."""
     min_channels: int = 1
     """Each layer keeps at least this many."""
+    absorb: bool = False
+    """Move the relu(bias) that cut channels passed on into the layers behind them."""
+    recalibrate: int = 0
+    """Training batches to estimate the BatchNorm statistics of each cut network again on; 0 keeps the old ones."""
     baseline: str | None = None
     """Checkpoint trained without sparsity, whose scales are drawn beside this one's."""
     data_dir: str | None = None
@@ -39,6 +43,8 @@ def main(argv: list[str]) -> None:
     options = tyro.cli(Options, args=argv, prog="python scripts/ratio_sweep.py")
     if options.finetune_epochs < 0:
         raise InputError(f"finetune_epochs is {options.finetune_epochs}; it must be at least 0.")
+    if options.recalibrate < 0:
+        raise InputError(f"recalibrate is {options.recalibrate}; it must be a number of batches, 0 or more.")
     from jaxslim import checkpoint, report, sweep
 
     path = checkpoint.find(options.checkpoint)
@@ -50,6 +56,8 @@ def main(argv: list[str]) -> None:
         ratios=options.ratios,
         verify=options.verify,
         min_channels=options.min_channels,
+        absorb=options.absorb,
+        recalibrate=options.recalibrate,
         finetune_epochs=options.finetune_epochs,
         baseline=options.baseline,
         data_dir=options.data_dir,

@@ -9,11 +9,16 @@ import numpy as np
 from jaxslim.rules.walk import CALLS, FIXED, Rule, Value, Walk, opaque, settle, unknown
 
 
+def inner_program(eqn: Any) -> Any:
+    """The program that an equation calls once with its inputs as they are; None for other equations."""
+    if eqn.primitive.name not in CALLS:
+        return None
+    return next((eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params), None)
+
+
 def _call(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if name in eqn.params:
-            return walk.follow(eqn.params[name], list(ins))
-    return opaque(walk, eqn, *ins)
+    inner = inner_program(eqn)
+    return opaque(walk, eqn, *ins) if inner is None else walk.follow(inner, list(ins))
 
 
 def _join(walk: Walk, one: Value, other: Value) -> Value:

@@ -1,0 +1,100 @@
+"""The steps of a long experiment: each leaves its result as a file, so that the same command goes on where it stopped."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxslim.errors import DivergedError, InputError, first_line
+from jaxslim.files import write_whole
+
+
+class Stage(NamedTuple):
+    """One step of an experiment."""
+
+    name: str
+    spec: Mapping[str, Any]
+    """JSON values that decide the result; a result of another spec is refused."""
+    work: Callable[[], Mapping[str, Any]]
+    """Does it, or goes on with it, and returns JSON values."""
+    needs: tuple[str, ...] = ()
+    """Names of the stages that have to be done before."""
+
+
+class Outcome(NamedTuple):
+    """What became of a stage."""
+
+    result: Mapping[str, Any]
+    """Empty if it failed."""
+    failure: str = ""
+    seconds: float = 0.0
+    """Of the process that finished it."""
+
+
+def check(folder: Path, stages: Sequence[Stage]) -> None:
+    """Refuse a folder with results of other stages under the same names.
+
+    Raises:
+      InputError: there is one, or one that cannot be read.
+    """
+    for stage in stages:
+        _there(folder, stage)
+
+
+def run(folder: Path, stages: Sequence[Stage], announce: Callable[[str], None]) -> dict[str, Outcome]:
+    """Do the stages that have no result in `folder` yet; one that fails takes those along that need it, and no others.
+
+    Args:
+      folder: where each stage's result is kept, as NAME.json.
+      stages: in an order in which each comes after what it needs.
+      announce: called with the name of each stage that is about to be done.
+
+    Returns:
+      The outcome of each stage by its name.
+
+    Raises:
+      InputError: as `check`.
+    """
+    check(folder, stages)
+    outcomes: dict[str, Outcome] = {}
+    for stage in stages:
+        if (there := _there(folder, stage)) is not None:
+            outcomes[stage.name] = there
+            continue
+        if missing := [name for name in stage.needs if outcomes[name].failure]:
+            outcomes[stage.name] = Outcome({}, f"not run, since {missing[0]} failed")
+            continue
+        announce(stage.name)
+        started = time.perf_counter()
+        try:
+            result = dict(stage.work())
+        except (InputError, DivergedError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+            outcomes[stage.name] = Outcome({}, first_line(error))
+            print(f"{stage.name} failed: {error}", file=sys.stderr, flush=True)
+            continue
+        seconds = time.perf_counter() - started
+        record = {"spec": stage.spec, "result": result, "seconds": seconds}
+        write_whole(folder / f"{stage.name}.json", json.dumps(record, indent=1) + "\n")
+        outcomes[stage.name] = Outcome(result, seconds=seconds)
+    return outcomes
+
+
+def _there(folder: Path, stage: Stage) -> Outcome | None:
+    file = folder / f"{stage.name}.json"
+    if not file.exists():
+        return None
+    try:
+        record = json.loads(file.read_bytes())
+        spec, outcome = record["spec"], Outcome(dict(record["result"]), seconds=float(record["seconds"]))
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{file} cannot be read; delete it to have its stage done again.") from None
+    mine = json.loads(json.dumps(stage.spec))
+    if spec != mine:
+        differ = [name for name in {**spec, **mine} if spec.get(name) != mine.get(name)]
+        what = ", ".join(f"{name} {spec.get(name)} there, {mine.get(name)} here" for name in differ)
+        raise InputError(f"{file} is of another configuration ({what}); choose another --out.")
+    return outcome
