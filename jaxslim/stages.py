@@ -1,4 +1,4 @@
-"""The steps of a long experiment: each leaves its result as a file, so that the same command goes on where it stopped."""
+"""The steps of a long experiment: each leaves its result as a file, so that a command goes on where it stopped."""
 
 import json
 import sys

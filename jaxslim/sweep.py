@@ -147,7 +147,7 @@ def study(
         print(f"ratio {row.ratio:g}: accuracy {row.accuracy:.2%}, {row.params:,} parameters", file=sys.stderr)
         before = {layer.name: layer.before for layer in pruned.plan.layers}
         if finetune_epochs:
-            accuracy = _finetune(path, loaded.meta, row.ratio, cutting, finetune_epochs, config, out)
+            accuracy = _finetune(path, row.ratio, cutting, finetune_epochs, config, out)
             row = dataclasses.replace(row, finetuned_accuracy=accuracy)
         rows.append(row)
     notes = {
@@ -176,16 +176,24 @@ def _processor() -> str:
     return "CPU cores"
 
 
-def _finetune(
-    path: str, meta: dict[str, Any], ratio: float, cutting: dict[str, Any], epochs: int, config: TrainConfig, out: Path
-) -> float:
+def cut_once(path: str | Path, folder: Path, ratio: float | None, data_dir: str | None, **options: Any) -> None:
+    """`save_cut` to `folder`, unless it was done before.
+
+    Raises:
+      InputError: the folder holds a cut of another checkpoint, or with other options.
+    """
+    if not folder.exists():
+        save_cut(path, folder, ratio, data_dir=data_dir, **options)
+    path, there = find(path), read_meta(find(folder))
+    done = there.get("plan", {})
+    if there.get("parent") != parent(path, read_meta(path)) or {**done, "requested": ratio, **options} != done:
+        raise InputError(f"{folder} was cut from another checkpoint or with other options; choose another --out.")
+
+
+def _finetune(path: str, ratio: float, cutting: dict[str, Any], epochs: int, config: TrainConfig, out: Path) -> float:
     """Save the cut network below `out` and train it on by its own recipe without the L1 pull."""
     folder = out.absolute() / f"ratio-{ratio:g}"
-    if not folder.exists():
-        save_cut(path, folder, ratio, data_dir=config.data_dir, **cutting)
-    there = read_meta(folder)
-    if there.get("parent") != parent(find(path), meta) or any(there["plan"].get(k) != v for k, v in cutting.items()):
-        raise InputError(f"{folder} was cut from another checkpoint or with other options; choose another --out.")
+    cut_once(path, folder, ratio, config.data_dir, **cutting)
     changes: dict[str, Any] = {"name": f"ratio-{ratio:g}-finetuned", "workdir": f"{folder}-finetuned"}
     tuned = dataclasses.replace(config, **changes, epochs=epochs, l1=0.0, init_from=str(folder))
     return train(tuned).metrics["accuracy"]
