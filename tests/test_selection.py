@@ -268,3 +268,20 @@ SCORES = tree_of(HAND)
 def test_errors_say_what_is_wrong(message: str, scores: Any, arguments: dict[str, Any]) -> None:
     with pytest.raises(jaxslim.InputError, match=re.escape(message)):
         jaxslim.plan(graph_of(3, 4), scores, **arguments)
+
+
+def test_no_layer_loses_more_than_its_share() -> None:
+    scores = [[0.1, 0.2, 0.3, 0.4], [0.9, 0.8, 0.05]]
+    plan = plan_of(scores, None, threshold=0.5, max_layer_ratio=0.5)  # l1 may lose one of three
+    assert kept(plan, scores) == [[2, 3], [0, 1]]
+    assert plan.protected == ("l0",)
+    plan = plan_of(scores, 3 / 7, max_layer_ratio=0.5)
+    assert kept(plan, scores) == [[2, 3], [0, 1]]
+    with pytest.raises(jaxslim.InputError, match=r"max_layer_ratio=0.5 and the layers left alone, 3 of 7"):
+        plan_of(scores, 4 / 7, max_layer_ratio=0.5)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, math.nan])
+def test_a_share_of_a_layer_lies_between_0_and_1(value: float) -> None:
+    with pytest.raises(jaxslim.InputError, match=r"max_layer_ratio is .*; it must be a share in \(0, 1\]"):
+        plan_of(HAND, 0.5, max_layer_ratio=value)

@@ -143,3 +143,65 @@ def test_scores_need_a_batch_norm() -> None:
     for without in ({"params": tree["params"]}, {"params": {}, "batch_stats": tree["batch_stats"]}):
         with pytest.raises(jaxslim.InputError, match=r"hold no BatchNorm scale .*; pass both collections"):
             jaxslim.bn_scales(without)
+
+
+@given(hnp.arrays(np.float32, 6, elements=st.floats(-2, 2, width=32)), st.floats(0, 2), st.floats(0, 1))
+def test_proximal_l1_is_a_soft_threshold_after_the_step(scale: np.ndarray, strength: float, rate: float) -> None:
+    params = scales(*scale)
+    tx = optax.chain(optax.sgd(1.0), jaxslim.l1_proximal(strength, rate, MASK))
+    grads = jax.tree.map(lambda p: jnp.full_like(p, 0.25), params)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    moved = scale - np.float32(0.25)
+    expected = np.sign(moved) * np.maximum(np.abs(moved) - rate * strength, 0)
+    np.testing.assert_allclose(after["bn"]["scale"], expected, atol=1e-6)
+    np.testing.assert_allclose(after["bn"]["bias"], 0.75)
+    np.testing.assert_allclose(after["w"], 2.75)
+
+
+def test_proximal_l1_reaches_zero_and_stays_there() -> None:
+    params = {"bn": {"scale": jnp.array([0.25, -0.035, 0.8])}}
+    tx = optax.chain(optax.sgd(0.1), jaxslim.l1_proximal(0.2, 0.1, lambda tree: jax.tree.map(lambda _: True, tree)))
+    state = tx.init(params)
+    for _ in range(20):
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+    assert params["bn"]["scale"][:2].tolist() == [0, 0]
+    np.testing.assert_allclose(params["bn"]["scale"][2], 0.4, rtol=1e-5)  # 20 steps of 0.02
+
+
+def test_proximal_l1_follows_the_schedule() -> None:
+    params = {"scale": jnp.ones(1)}
+    tx = jaxslim.l1_proximal(1.0, lambda step: jnp.array([0.25, 0.125])[step], True)
+    state = tx.init(params)
+    for left in (0.75, 0.625):
+        updates, state = tx.update({"scale": jnp.zeros(1)}, state, params)
+        params = optax.apply_updates(params, updates)
+        assert params["scale"].tolist() == [left]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_both_forms_of_l1_pull_as_hard(momentum: float) -> None:
+    """Far from zero, without a loss, 400 steps move a scale as far to within the start of the momentum."""
+    moved = []
+    for first, last in (
+        ([jaxslim.l1_subgradient(1e-2, True)], []),
+        ([], [jaxslim.l1_proximal(1e-2 / (1 - momentum), 0.1, True)]),
+    ):
+        tx = optax.chain(*first, optax.sgd(0.1, momentum), *last)
+        params = {"scale": jnp.full(1, 10.0)}
+        state = tx.init(params)
+        for _ in range(400):
+            updates, state = tx.update({"scale": jnp.zeros(1)}, state, params)
+            params = optax.apply_updates(params, updates)
+        moved.append(10 - float(params["scale"][0]))
+    assert moved[0] == pytest.approx(moved[1], rel=0.03)
+    assert moved[1] == pytest.approx(400 * 0.1 * 1e-2 / (1 - momentum), rel=1e-3)
+
+
+def test_proximal_l1_needs_parameters_and_a_strength() -> None:
+    with pytest.raises(jaxslim.InputError, match=r"The L1 strength is -1; it must be a number of at least 0"):
+        jaxslim.l1_proximal(-1, 0.1, MASK)
+    tx = jaxslim.l1_proximal(1.0, 0.1, True)
+    with pytest.raises(jaxslim.InputError, match=r"l1_proximal needs the parameters: call update\("):
+        tx.update({"scale": jnp.ones(1)}, tx.init({"scale": jnp.ones(1)}))

@@ -1,6 +1,7 @@
 """Training and evaluation steps against PyTorch, numpy, hand-worked values, and eight devices against one."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -176,6 +177,54 @@ def test_learning_rates(epochs, steps_per_epoch, percents, factor):
         met = sum(Fraction(percent, 100) * epochs <= epoch for percent in percents)
         here = found[epoch * steps_per_epoch : (epoch + 1) * steps_per_epoch]
         np.testing.assert_allclose(here, 0.1 * factor**met, rtol=1e-5)
+
+
+def test_learning_rates_along_a_cosine():
+    rate = steps.learning_rates(TrainConfig(epochs=10, schedule="cosine"), steps_per_epoch=6)
+    numbers = np.arange(60)
+    np.testing.assert_allclose(rate(numbers), 0.05 * (1 + np.cos(np.pi * numbers / 60)), rtol=1e-4)
+
+
+def test_learning_rates_of_one_cycle():
+    """Up along half a cosine over the first 30 %, from a 25th, and down to next to nothing."""
+    rate = steps.learning_rates(TrainConfig(epochs=10, schedule="one-cycle"), steps_per_epoch=10)
+    found = np.array([float(rate(number)) for number in range(100)])
+    np.testing.assert_allclose(found[[0, 15, 30]], [0.004, 0.052, 0.1], rtol=1e-4)
+    assert np.all(np.diff(found[:31]) > 0)
+    assert np.all(np.diff(found[30:]) < 0)
+    assert found[-1] < 1e-4
+
+
+# What the optimizer does
+
+
+@pytest.mark.parametrize("decay_scales", [True, False])
+@pytest.mark.parametrize("method", ["subgradient", "proximal"])
+def test_one_step_of_the_optimizer_by_hand(decay_scales, method):
+    params = {"bn": {"scale": jnp.array([2.0, 0.001]), "bias": jnp.array([1.0, 1.0])}}
+    config = TrainConfig(l1=0.01, l1_method=method, decay_scales=decay_scales, weight_decay=0.5, momentum=0.75)
+    tx = steps.optimizer(config, lambda _: 0.1, {"bn": {"scale": True, "bias": False}})
+    updates, _ = tx.update(jax.tree.map(lambda p: jnp.full_like(p, 3.0), params), tx.init(params), params)
+    after = jax.tree.map(jnp.add, params, updates)["bn"]
+    np.testing.assert_allclose(after["bias"], [1 - 0.1 * (3 + 0.5)] * 2, rtol=1e-6)
+    decay = 0.5 if decay_scales else 0.0
+    if method == "subgradient":
+        expected = [2 - 0.1 * (3 + 2 * decay + 0.01), 0.001 - 0.1 * (3 + 0.001 * decay + 0.01)]
+    else:  # the threshold is 0.1 * 0.01 / (1 - 0.75)
+        expected = [2 - 0.1 * (3 + 2 * decay) - 0.004, 0.001 - 0.1 * (3 + 0.001 * decay) + 0.004]
+    np.testing.assert_allclose(after["scale"], expected, rtol=1e-5)
+
+
+def test_batches_for_recalibration_are_as_in_training():
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
+    config = TrainConfig(image_size=8, pad=0, flip=False, batch_size=6)
+    found = steps.training_batches(config, images, 5)
+    assert [batch.shape for batch in found] == [(6, 8, 8, 3)] * 3
+    seen = np.round((np.concatenate(found) * 0.5 + 0.5) * 255).astype(np.uint8)
+    assert len({image.tobytes() for image in seen} & {image.tobytes() for image in images}) == 18
+    assert not np.array_equal(found[0], steps.training_batches(dataclasses.replace(config, pad=2), images, 1)[0])
+    with pytest.raises(InputError, match=r"A batch of 6 is larger than the training set of 5; use a smaller one"):
+        steps.training_batches(config, images[:5], 1)
 
 
 # Order
