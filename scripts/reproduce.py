@@ -109,9 +109,7 @@ def main(argv: list[str]) -> None:
         write_whole(out / "report" / "results.json", json.dumps(numbers, indent=1) + "\n")
     print(f"Report: {out}/report/report.md (with CSV, JSON and plots beside it)")
     if failed := _failures(found):
-        print(
-            f"jaxslim: {'; '.join(failed)}. Run the same command again to try these stages once more.", file=sys.stderr
-        )
+        print(f"jaxslim: failed: {'; '.join(failed)}. The same command tries these stages again.", file=sys.stderr)
         raise SystemExit(1)
 
 
@@ -187,7 +185,7 @@ def _stages(base: TrainConfig, home: Path, seed: int, techniques: bool) -> list[
 def _training(base: TrainConfig, home: Path, name: str, source: str | None = None, **changes: Any) -> Stage:
     start = str(home / source) if source else None
     config = dataclasses.replace(base, **changes, name=name, workdir=str(home / name), init_from=start)
-    spec = dataclasses.asdict(config) | {"init_from": source}
+    spec = dataclasses.asdict(config) | {"init_from": source, "dataset": Path(base.dataset).name}
     del spec["workdir"], spec["data_dir"]
     if source:
         del spec["widths"]  # those of the source

@@ -169,6 +169,15 @@ COMMAND_LINES = {
         "prune sparse --out new --threshold -1",
         "The threshold is -1.0; it must be a number of at le",
     ),
+    "share of a layer": (
+        "prune sparse --out new --ratio 0.5 --max-layer-ratio 0",
+        "max_layer_ratio is 0.0; it must be a share in (0, 1], for example 0.5.",
+    ),
+    "no batches": (
+        "prune sparse --out new --ratio 0.5 --recalibrate -1",
+        "recalibrate is -1; it must be a number of batches, 0 or more.",
+    ),
+    "no such schedule": ("train config.py --workdir new --schedule linear", "invalid choice 'linear'"),
     "no such layer": (
         "prune sparse --out new --ratio 0.5 --leave conv0",
         "There is no layer conv0 to leave alone; the",
@@ -574,7 +583,7 @@ RUNS = {
         file_of("config.json", b"[]"),
         "{copy}/config.json holds no configuration; choose anothe",
     ),
-    "other configuration": (file_of("config.json", b"{}"), "{copy} holds another run (dataset None there, "),
+    "other configuration": (file_of("config.json", b"{}"), "{copy} holds another run (dataset cifar10 there, "),
     "no configuration": (
         lambda run: (run / "config.json").unlink(),
         "{copy} holds other files and no run; choose anot",

@@ -19,6 +19,7 @@ import jaxslim
 from jaxslim import data, evaluate, steps
 from jaxslim.errors import InputError
 from jaxslim.loop import train
+from jaxslim.prune import save_cut
 from jaxslim.sweep import study, sweep
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -103,6 +104,31 @@ def test_one_compiled_evaluation_serves_all_ratios(subject, monkeypatch):
     monkeypatch.setattr(steps, "evaluate_step", lambda *args: made.append(build(*args)) or made[-1])
     assert len(list(sweep(*subject, [number / 10 for number in range(9)]))) == 9
     assert [step._cache_size() for step in made] == [1]
+
+
+@pytest.mark.parametrize("how", [{"absorb": True}, {"recalibrate": 2}, {"absorb": True, "recalibrate": 2}])
+def test_rows_of_networks_that_are_adapted_before_the_cut(subject, tmp_path, home, how):
+    """The stand-in for the cut network gets what `save_cut` gives that."""
+    loaded, _, images = subject
+    (plain, _), (row, _) = (next(sweep(*subject, [0.7], verify=True, **options)) for options in ({}, how))
+    assert row.verified_accuracy == row.accuracy
+    assert row.logits_difference < 1e-5
+    assert (row.params, row.kept) == (plain.params, plain.kept)
+    _, meta = save_cut(home / "sparse", tmp_path / "cut", 0.7, **how)
+    assert {name: meta["plan"][name] for name in how} == how
+    saved = jaxslim.load(tmp_path / "cut")
+    logits = saved.module.apply(saved.variables, (images.test_images / np.float32(255) - 0.5) / np.float32(0.5))
+    assert np.mean(np.asarray(logits).argmax(-1) == images.test_labels) == row.accuracy
+    other = jaxslim.prune(loaded.module, loaded.variables, 0.7, np.zeros((1, 8, 8, 1))).variables
+    changed = {
+        jax.tree_util.keystr(path)
+        for (path, new), old in zip(
+            jax.tree_util.tree_flatten_with_path(saved.variables)[0], jax.tree.leaves(other), strict=True
+        )
+        if not np.allclose(new, old, atol=1e-5)
+    }
+    assert changed
+    assert all("mean" in name or ("var" in name if "recalibrate" in how else "bias" in name) for name in changed)
 
 
 def test_min_channels_protects_layers(subject):

@@ -1,0 +1,163 @@
+"""The script that reproduces the tables, with a network and images so small that all its stages take a minute."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_sweep import script
+
+from jaxslim import data, models
+from jaxslim.errors import DivergedError, InputError
+from jaxslim.sources import Dataset
+
+REPORT = {"report.md", "report.json", "results.json", "pipeline.csv", "sweep.csv"}
+REPORT |= {"accuracy.png", "channels.png", "scales.png"}
+
+
+@pytest.fixture(scope="module")
+def patched():
+    """The script with a tiny network, and tiny images in place of CIFAR-10."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(400, dtype=np.int32) % 10
+    images = (rng.integers(0, 100, (400, 32, 32, 3)) + 15 * labels[:, None, None, None]).astype(np.uint8)
+    tiny = Dataset("cifar10", images, labels, images[:100], labels[:100], tuple("abcdefghij"))
+    load = data.load
+    reproduce = script("reproduce")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda name, **how: tiny if name == "cifar10" else load(name, **how))
+        patch.setitem(models.WIDTHS, "tiny", (8, "M", 16, "M"))
+        patch.setattr(reproduce, "QUICK", {"model": "tiny", "width": 0.5, "epochs": 2, "l1": 1e-2})
+        patch.setattr(reproduce, "FULL", {"model": "tiny", "width": 0.5, "epochs": 2, "l1": 1e-2})
+        patch.setattr(reproduce, "QUICK_IMAGES", 300)
+        patch.setattr(reproduce, "PULLS", {"sparse-proximal": reproduce.PULLS["sparse-proximal"]})
+        yield reproduce
+
+
+@pytest.fixture(scope="module")
+def out(patched, tmp_path_factory):
+    """The folder of a finished rehearsal."""
+    folder = tmp_path_factory.mktemp("reproduce") / "out"
+    patched.main(["--quick", "--out", str(folder)])
+    return folder
+
+
+def results(out):
+    return json.loads((out / "report" / "results.json").read_text())
+
+
+def test_every_stage_leaves_its_numbers(out, patched):
+    (stages,) = results(out)
+    assert {path.stem for path in (out / "seed-0").glob("*.json")} == stages.keys()
+    assert len(stages) == 36
+    assert {path.name for path in (out / "report").iterdir()} == REPORT
+    assert all(0 <= stage["accuracy"] <= 1 for stage in stages.values() if "rows" not in stage)
+    assert [row["ratio"] for row in stages["sweep"]["rows"]] == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+
+
+def test_numbers_agree_with_each_other(out):
+    (stages,) = results(out)
+    for cut, sweep in (("cut", "sweep"), ("cut-both", "sweep-cut-both"), ("cut-absorbed", "sweep-cut-absorbed")):
+        row = stages[sweep]["rows"][-1]
+        assert stages[cut]["accuracy"] == pytest.approx(row["accuracy"], abs=0.011)  # one image may be close
+        assert (stages[cut]["params"], stages[cut]["macs"]) == (row["params"], row["macs"])
+    assert stages["sweep"]["rows"][0]["accuracy"] == stages["sparse"]["accuracy"]
+    assert stages["tuned-short"]["params"] == stages["cut"]["params"] < stages["sparse"]["params"]
+    widths = [stages[f"pass-{number}-cut"]["widths"] for number in range(1, 5)]
+    for before, after in zip([[4, "M", 8, "M"], *widths], widths, strict=False):
+        assert all(new == old or old / 2 <= new < old for new, old in zip(after, before, strict=True))
+    assert widths[-1] != widths[0]
+
+
+def test_the_report_shows_them_beside_what_is_published(out):
+    (stages,) = results(out)
+    text = (out / "report" / "report.md").read_text()
+    for name in ("baseline", "sparse", "cut", "tuned-short", "pass-4"):
+        assert f"{100 * stages[name]['accuracy']:.2f}" in text
+    row = re.search(r"\| Baseline \|(.*)\|", text.partition("Beside what is published")[2])[1].split("|")
+    assert [float(cell) for cell in row[1:]] == [93.26, 93.62, 93.77, 93.66]
+    assert "subgradient; both" in text
+    assert "one-cycle" in text.lower()
+    assert "no comparison" in text
+    assert "python scripts/reproduce.py --quick" in text
+
+
+def test_the_same_command_trains_nothing_twice(out, patched, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in (out / "seed-0").rglob("*")}
+    monkeypatch.setattr("jaxslim.loop.train", None)
+    patched.main(["--quick", "--out", str(out)])
+    assert {path: path.stat().st_mtime_ns for path in (out / "seed-0").rglob("*")} == before
+
+
+def test_a_lost_stage_is_done_again_and_others_are_not(out, patched, tmp_path):
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    lost = copy / "seed-0" / "cut-recalibrated.json"
+    lost.unlink()
+    shutil.rmtree(lost.with_suffix(""))
+    shutil.rmtree(copy / "seed-0" / "pass-4")
+    (copy / "report" / "results.json").unlink()
+    patched.main(["--quick", "--out", str(copy)])
+    assert results(copy) == results(out)
+    assert lost.with_suffix("").exists()
+    assert not (copy / "seed-0" / "pass-4").exists()  # its result was there
+
+
+def test_a_failed_stage_is_named_and_the_rest_reported(patched, tmp_path, capsys, monkeypatch):
+    from jaxslim import loop
+
+    train = loop.train
+
+    def fragile(config):
+        if config.name in ("tuned-short", "pass-2"):
+            raise DivergedError("The training diverged in epoch 1, step 3.")
+        return train(config)
+
+    monkeypatch.setattr(loop, "train", fragile)
+    with pytest.raises(SystemExit) as ended:
+        patched.main(["--out", str(tmp_path / "out")])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "failed: seed 0: tuned-short (The training diverged in epoch 1, step 3.); seed 0: pass-2 (" in said
+    assert "pass-3-cut (not run, since pass-2 failed)" in said
+    text = (tmp_path / "out" / "report" / "report.md").read_text()
+    assert "- failed: seed 0: tuned-short (The training diverged" in text
+    assert len(re.findall(r"^\| [12] \|", text.partition("Several passes")[2], re.MULTILINE)) == 1
+    (stages,) = results(tmp_path / "out")
+    assert stages["pass-2"] == stages["pass-3"] == {}
+    assert 0 <= stages["tuned-long"]["accuracy"] <= 1
+
+
+def test_several_seeds_give_means_and_deviations(patched, tmp_path, monkeypatch):
+    monkeypatch.setattr(patched, "PASSES", 1)
+    patched.main(["--seeds", "2", "--out", str(tmp_path / "out")])
+    first, second = (seed["sparse"]["accuracy"] for seed in results(tmp_path / "out"))
+    shown = f"{50 * (first + second):.2f} \N{PLUS-MINUS SIGN} {100 * abs(first - second) / 2**0.5:.2f}"
+    text = (tmp_path / "out" / "report" / "report.md").read_text()
+    assert f"| Trained with sparsity | {shown} |" in text
+    assert f"| 0 | {shown} |" in text
+
+
+def test_another_configuration_is_refused(out, patched):
+    with pytest.raises(InputError, match=r"baseline.json is of another configuration \(epochs 2 there, 3 here\)"):
+        patched.main(["--quick", "--epochs", "3", "--out", str(out)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "seeds is 0; it must be at least 1."),
+        (["--width", "0"], "width is 0.0; it must lie in (0, 1], for example 0.25."),
+        (["--epochs", "0"], "epochs is 0; it must be a number of at least 1."),
+        (
+            ["--out", __file__],
+            "test_reproduce.py cannot be a folder, since a file is in its place; choose another --out",
+        ),
+    ],
+)
+def test_unusable_options(patched, arguments, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        patched.main(["--quick", *arguments])
+    assert not Path("runs").exists()
