@@ -46,7 +46,7 @@ def absorb(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, plan:
       Variables in the full shapes, of which only biases and running means differ; the old ones are untouched.
 
     Raises:
-      InputError: the plan is for another network, or the variables have no `params`.
+      InputError: the plan or the graph is for another network, or the variables have no `params`.
     """
     return absorber(apply, variables, graph, images)(plan)
 
@@ -55,7 +55,12 @@ def absorber(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, ima
     """Build `absorb` for several plans of one network; it compiles once."""
     leaves, structure = jax.tree.flatten(variables)
     paths = [path for path, _ in leaf_paths(variables)]
-    units = [graph.units[number] for path in paths if (number := graph.find(path)) is not None]
+    units = []
+    for path, leaf in zip(paths, leaves, strict=True):
+        number = graph.find(path)
+        if number is None or graph.shapes[number] != np.shape(leaf):
+            raise InputError(f"{'/'.join(path)} {np.shape(leaf)} is none of the traced variables; trace these first.")
+        units.append(graph.units[number])
     scales = [path for path, is_scale in leaf_paths({"params": bn_scale_mask(variables)}) if is_scale]
     closed = jax.make_jaxpr(lambda leaves: apply(jax.tree.unflatten(structure, leaves), images))(leaves)
 

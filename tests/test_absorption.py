@@ -173,6 +173,8 @@ def test_another_networks_plan_is_refused() -> None:
     plan = jaxslim.plan(graph, jaxslim.bn_scales(others), 0.5)
     with pytest.raises(InputError, match=r"plan is for 11 units and the graph has 6; trace the network that the plan"):
         jaxslim.absorb(apply, variables, jaxslim.trace(apply, variables, IMAGES), plan, IMAGES)
+    with pytest.raises(InputError, match=r"dense0/kernel \(6, 3\) is none of the traced variables; trace these first"):
+        jaxslim.absorb(apply, variables, graph, plan, IMAGES)
 
 
 @settings(max_examples=20)

@@ -1,5 +1,6 @@
 """The script that reproduces the tables, with a network and images so small that all its stages take a minute."""
 
+import importlib
 import json
 import re
 import shutil
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_sweep import script
+from test_sweep import SCRIPTS, script
 
 from jaxslim import data, models
 from jaxslim.errors import DivergedError, InputError
@@ -25,14 +26,15 @@ def patched():
     images = (rng.integers(0, 100, (400, 32, 32, 3)) + 15 * labels[:, None, None, None]).astype(np.uint8)
     tiny = Dataset("cifar10", images, labels, images[:100], labels[:100], tuple("abcdefghij"))
     load = data.load
-    reproduce = script("reproduce")
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        reproduce, stages = script("reproduce"), importlib.import_module("reproduce_stages")
         patch.setattr(data, "load", lambda name, **how: tiny if name == "cifar10" else load(name, **how))
         patch.setitem(models.WIDTHS, "tiny", (8, "M", 16, "M"))
         patch.setattr(reproduce, "QUICK", {"model": "tiny", "width": 0.5, "epochs": 2, "l1": 1e-2})
         patch.setattr(reproduce, "FULL", {"model": "tiny", "width": 0.5, "epochs": 2, "l1": 1e-2})
         patch.setattr(reproduce, "QUICK_IMAGES", 300)
-        patch.setattr(reproduce, "PULLS", {"sparse-proximal": reproduce.PULLS["sparse-proximal"]})
+        patch.setattr(stages, "PULLS", {"sparse-proximal": stages.PULLS["sparse-proximal"]})
         yield reproduce
 
 
@@ -131,7 +133,7 @@ def test_a_failed_stage_is_named_and_the_rest_reported(patched, tmp_path, capsys
 
 
 def test_several_seeds_give_means_and_deviations(patched, tmp_path, monkeypatch):
-    monkeypatch.setattr(patched, "PASSES", 1)
+    monkeypatch.setattr("reproduce_stages.PASSES", 1)
     patched.main(["--seeds", "2", "--out", str(tmp_path / "out")])
     first, second = (seed["sparse"]["accuracy"] for seed in results(tmp_path / "out"))
     shown = f"{50 * (first + second):.2f} \N{PLUS-MINUS SIGN} {100 * abs(first - second) / 2**0.5:.2f}"

@@ -1,0 +1,206 @@
+"""The report of `reproduce.py`: means over the seeds beside the published figures."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import reproduce_stages as plan
+
+from jaxslim import checkpoint
+from jaxslim.config import RATIOS, TrainConfig
+from jaxslim.models import WIDTHS
+from jaxslim.report import Report, SweepRow, Table
+from jaxslim.report import Stage as Row
+from jaxslim.sparsity import scale_values
+from jaxslim.stages import Outcome
+from jaxslim.sweep import machine
+
+PUBLISHED = Path(__file__).with_name("published.json")
+Seeds = Sequence[dict[str, Outcome]]
+
+
+def gather(base: TrainConfig, data: str, home: Path, seeds: Seeds, command: str) -> Report:
+    """Means over the seeds beside the published figures; the plots are of the first seed."""
+    labels = _labels(base)
+    first = {name: outcome.result for name, outcome in seeds[0].items() if outcome.result}
+    rows = [
+        SweepRow(**row | {name: tuple(row[name]) for name in ("protected", "widths")})
+        for row in first.get("sweep", {}).get("rows", [])
+    ]
+    for index, row in enumerate(rows):
+        if row.ratio == plan.RATIO and "tuned-long" in first:
+            rows[index] = dataclasses.replace(row, finetuned_accuracy=first["tuned-long"]["accuracy"])
+    sizes = {name: first[name] for name in labels if name in first}
+    as_published = (base.epochs, base.widths, base.l1) == (160, WIDTHS["vgg19"], 1e-4)
+    seconds = sum(outcome.seconds for outcomes in seeds for outcome in outcomes.values())
+    notes = {
+        "recipe": f"VGG with widths {' '.join(map(str, base.widths or ()))}; {base.epochs} epochs, L1 {base.l1:g}, "
+        f"{base.dtype}; {len(seeds)} seed(s)",
+        "data": data,
+        **({} if as_published else {"published figures": "of all widths, 160 epochs and L1 1e-4: no comparison"}),
+        "accuracy": "of the last epoch, on the test images",
+        "wall time": f"{seconds:.0f} s, without what interrupted processes spent on a stage",
+        **machine(),
+        "command": command,
+        **({"failed": "; ".join(failed)} if (failed := failures(seeds)) else {}),
+    }
+    return Report(
+        title="Network slimming of VGG on CIFAR-10",
+        stages=tuple(
+            Row(name=labels[name], accuracy=_mean(seeds, name), params=size["params"], macs=size["macs"])
+            for name, size in sizes.items()
+        ),
+        sweep=tuple(rows),
+        channels=rows[0].kept if rows else {},
+        scales={
+            name: scale_values(checkpoint.load(home / name).variables)
+            for name in ("baseline", "sparse", *plan.PULLS)
+            if name in first and (home / name).exists()
+        },
+        tables=tuple(table for table in _tables(base, seeds) if table.rows),
+        notes=notes,
+    )
+
+
+def _labels(base: TrainConfig) -> dict[str, str]:
+    short, long = max(1, base.epochs // 16), max(1, base.epochs // 4)
+    return {
+        "baseline": "Baseline",
+        "sparse": "Trained with sparsity",
+        "cut": f"Cut at {plan.RATIO:g}",
+        "tuned-short": f"Fine-tuned, {short} epochs",
+        "tuned-long": f"Fine-tuned, {long} epochs",
+    }
+
+
+def failures(seeds: Seeds) -> list[str]:
+    return [
+        f"seed {seed}: {name} ({outcome.failure})"
+        for seed, outcomes in enumerate(seeds)
+        for name, outcome in outcomes.items()
+        if outcome.failure
+    ]
+
+
+def _values(seeds: Seeds, name: str, value: str = "accuracy") -> list[float]:
+    return [outcomes[name].result[value] for outcomes in seeds if name in outcomes and outcomes[name].result]
+
+
+def _mean(seeds: Seeds, name: str) -> float:
+    return statistics.fmean(_values(seeds, name))
+
+
+def _percent(values: Sequence[float]) -> str:
+    """Mean of shares as a percentage, with the deviation where there are several."""
+    if not values:
+        return ""
+    deviation = f" \N{PLUS-MINUS SIGN} {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.2f}{deviation}"
+
+
+def _tables(base: TrainConfig, seeds: Seeds) -> list[Table]:
+    published = json.loads(PUBLISHED.read_text())
+
+    def accuracy(name: str) -> str:
+        return _percent(_values(seeds, name))
+
+    def of_sweep(name: str, place: int) -> str:
+        return _percent([rows[place]["accuracy"] for rows in _values(seeds, name, "rows")])  # type: ignore[index]
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
+
+    labels = _labels(base)
+    keys = {"baseline": "baseline", "sparse": "sparse", "cut": "cut", "tuned-short": "short", "tuned-long": "long"}
+    beside = [
+        [label, accuracy(name), *(number(other.get(keys[name])) for other in published.values())]
+        for name, label in labels.items()
+    ]
+    beside.append(["Fine-tuned, 160 epochs", "", *(number(other.get("longer")) for other in published.values())])
+    for name, label in (("params", "Parameters left (M)"), ("macs", "MACs left (G)")):
+        sizes = _values(seeds, "cut", name)
+        mine = number(statistics.fmean(sizes) / {"params": 1e6, "macs": 1e9}[name]) if sizes else ""
+        beside.append([label, mine, *(number(other.get(name)) for other in published.values())])
+
+    reference, foolwood, paper = (published[name] for name in ("reference", "foolwood", "paper"))
+    sizes = _values(seeds[:1], "sweep", "rows")
+    sweeps = [
+        [f"{ratio:g}", of_sweep("sweep", place), number(sizes[0][place]["params"] / 1e6)]  # type: ignore[index]
+        + [number(value) for other in (reference, foolwood) for value in other["sweep"][f"{ratio:.1f}"]]
+        for place, ratio in enumerate(RATIOS)
+        if sizes
+    ]
+    full = _values(seeds, "baseline", "params")
+    passes = [
+        [str(place), accuracy(f"pass-{place}-cut"), accuracy(f"pass-{place}"), number(100 * (1 - left[0] / full[0]))]
+        + [number(value) for value in paper["passes"][place - 1]]
+        for place in range(1, plan.PASSES + 1)
+        if full and (left := _values(seeds, f"pass-{place}", "params"))
+    ]
+    stepped, long = labels["tuned-short"].partition(", ")[2], labels["tuned-long"].partition(", ")[2]
+    pulls = {"": "subgradient", **{f"-{pull}": pull.removeprefix("sparse-").replace("-", ", ") for pull in plan.PULLS}}
+    names = {"cut": "none", "cut-absorbed": "absorbed", "cut-recalibrated": "recalibrated", "cut-both": "both"}
+    techniques = [
+        [f"{how}; {name}", accuracy(f"{cut}{pull}")]
+        + [accuracy(f"tuned-short-{cut}{pull}" if cut != "cut" or pull else "tuned-short")]
+        + [accuracy(f"tuned-short-{cut}{pull}-{schedule}") for schedule in ("cosine", "one-cycle")]
+        + [accuracy(f"tuned-long-{cut}-cosine{pull}" if cut != "cut" or pull else "tuned-long")]
+        for pull, how in pulls.items()
+        for cut, name in names.items()
+        if _values(seeds, f"{cut}{pull}") and len(seeds[0]) > 14
+    ]
+    sweep_names = {
+        "sweep": "as the reference",
+        **{f"sweep-{cut}": names[cut] for cut in list(plan.CUTS)[1:]},
+        **{
+            f"sweep-{pull}{form}": pulls[f"-{pull}"] + also
+            for pull in plan.PULLS
+            for form, also in (("", ""), ("-both", "; both"))
+        },
+    }
+    shown = [name for name in sweep_names if _values(seeds, name, "rows")]
+    by_ratio = [
+        [f"{ratio:g}", *(of_sweep(name, place) for name in shown)]
+        for place, ratio in enumerate(RATIOS)
+        if len(shown) > 1
+    ]
+    return [
+        Table("Beside what is published", ["", "jaxslim", *(other["name"] for other in published.values())], beside),
+        Table(
+            "The sweep beside what is published",
+            [
+                "Ratio",
+                "jaxslim (%)",
+                "Parameters (M)",
+                "Reference (%)",
+                "Parameters (M)",
+                "foolwood (%)",
+                "Parameters (M)",
+            ],
+            sweeps,
+        ),
+        Table(
+            "Several passes, each cutting up to half of each layer",
+            [
+                "Pass",
+                "Cut (%)",
+                f"Trained on, {long} (%)",
+                "Parameters cut (%)",
+                "Paper (%)",
+                "Paper: parameters cut (%)",
+            ],
+            passes,
+        ),
+        Table(
+            "Accuracy (%) without fine-tuning, by technique",
+            ["Ratio", *(sweep_names[name] for name in shown)],
+            by_ratio,
+        ),
+        Table(
+            f"Techniques at {plan.RATIO:g}: L1 method; absorption and recalibration of the cut",
+            ["", "Cut (%)", f"Stepped, {stepped} (%)", "Cosine (%)", "One-cycle (%)", f"{long} (%)"],
+            techniques,
+        ),
+    ]
