@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ SMALL_SCALE = 1e-2
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _BLUE, _VERMILION, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"
+_MANY = (_BLUE, _VERMILION, _GREEN, _PURPLE, "#E69F00", "#56B4E9", "#000000", "#B8A000")
 _CUT, _QUIET, _INK = "#D9D9D9", "#767676", "#222222"
 _INCHES = 7.2
 _DPI = 150
@@ -104,6 +106,37 @@ def accuracy(report: Report) -> bytes | None:
         last.set_xlim(min(ratios) - 0.03, max(ratios) + 0.03)
         if len(ratios) == 1 or min(np.diff(ratios)) >= (ratios[-1] - ratios[0]) / 14:  # their labels do not touch
             last.set_xticks(ratios, [ratio_text(ratio) for ratio in ratios])
+        return _png(figure)
+
+
+def compared(report: Report) -> bytes | None:
+    """Accuracy before fine-tuning against the ratio of channels cut, a line for each way to train or cut.
+
+    Args:
+      report: what was measured; only `compared` is drawn.
+
+    Returns:
+      A PNG file, or None when there is nothing to compare.
+    """
+    if not report.compared:
+        return None
+    ratios = sorted({ratio for points in report.compared.values() for ratio, _ in points})
+    looks = zip(itertools.cycle(_MANY), itertools.cycle("osD^vP"), strict=False)
+    lines = [
+        (name, [100 * dict(points).get(ratio, math.nan) for ratio in ratios], *look)
+        for (name, points), look in zip(report.compared.items(), looks, strict=False)
+    ]
+    with _styled():
+        figure = _figure(report.title, 4.4)
+        panel = figure.subplots()
+        panel.set_title("Top-1 accuracy before fine-tuning (%)")
+        shown = finite(np.array([values for _, values, *_ in lines]))
+        reach = max(np.ptp(shown), 4.0) if shown.size else 4.0
+        if shown.size:
+            panel.set_ylim(shown.min() - 0.06 * reach, shown.max() + 0.06 * reach)
+        _lines(panel, ratios, lines, "{:.2f}%", gap=0.06)
+        panel.set_xlabel("Ratio: share of channels cut")
+        panel.set_xlim(min(ratios) - 0.03, max(ratios) + 0.03)
         return _png(figure)
 
 

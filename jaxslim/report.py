@@ -68,7 +68,7 @@ def show(report: Report, console: "Console | None" = None) -> None:
 
 
 def write(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write report.md, pipeline.csv, sweep.csv, report.json, accuracy.png, channels.png and scales.png.
+    """Write report.md, pipeline.csv, sweep.csv, report.json, and accuracy, compared, channels and scales.png.
 
     Every file is made in memory before the first is written, and replaces an older one in one step.
 
@@ -92,6 +92,7 @@ def write(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
 
     drawn = (
         ("accuracy.png", plots.accuracy(report)),
+        ("compared.png", plots.compared(report)),
         ("channels.png", plots.channels(report)),
         ("scales.png", plots.scales(report)),
     )

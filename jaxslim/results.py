@@ -79,6 +79,8 @@ class Report:
     """Channels of each layer of the full network, in network order."""
     tables: tuple[Table, ...] = ()
     """Further tables, which stand after those made of `stages` and `sweep`."""
+    compared: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    """(ratio, accuracy) before fine-tuning for each of several ways to train or cut, by their names."""
     scales: dict[str, np.ndarray] = field(default_factory=dict)
     """All |scale| values of the BatchNorm layers, one flat array a label such as "baseline" or "sparse"."""
     notes: dict[str, str] = field(default_factory=dict)

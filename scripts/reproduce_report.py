@@ -5,6 +5,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import reproduce_stages as plan
 
@@ -18,6 +19,7 @@ from jaxslim.stages import Outcome
 from jaxslim.sweep import machine
 
 PUBLISHED = Path(__file__).with_name("published.json")
+CUT_LABELS = {"cut": "none", "cut-absorbed": "absorbed", "cut-recalibrated": "recalibrated", "cut-both": "both"}
 Seeds = Sequence[dict[str, Outcome]]
 
 
@@ -59,6 +61,10 @@ def gather(base: TrainConfig, data: str, home: Path, seeds: Seeds, command: str)
             for name in ("baseline", "sparse", *plan.PULLS)
             if name in first and (home / name).exists()
         },
+        compared={
+            label: tuple((ratio, statistics.fmean(_at_ratio(seeds, name, ratio))) for ratio in RATIOS)
+            for name, label in _sweeps(seeds).items()
+        },
         tables=tuple(table for table in _tables(base, seeds) if table.rows),
         notes=notes,
     )
@@ -75,6 +81,24 @@ def _labels(base: TrainConfig) -> dict[str, str]:
     }
 
 
+def _pulls() -> dict[str, str]:
+    """What the names of stages end with, and what it means, for each way to pull the scales."""
+    return {"": "subgradient", **{f"-{pull}": pull.removeprefix("sparse-").replace("-", ", ") for pull in plan.PULLS}}
+
+
+def _sweeps(seeds: Seeds) -> dict[str, str]:
+    """Names of the sweeps, where there are several to compare, and what they are of."""
+    pulls = _pulls()
+    labels = {
+        "sweep": "as the reference",
+        **{f"sweep-{cut}": CUT_LABELS[cut] for cut in list(plan.CUTS)[1:]},
+        **{f"sweep-{pull}": pulls[f"-{pull}"] for pull in plan.PULLS},
+        **{f"sweep-{pull}-both": f"{pulls[f'-{pull}']}; both" for pull in plan.PULLS},
+    }
+    found = {name: label for name, label in labels.items() if _values(seeds, name, "rows")}
+    return found if len(found) > 1 else {}
+
+
 def failures(seeds: Seeds) -> list[str]:
     return [
         f"seed {seed}: {name} ({outcome.failure})"
@@ -84,8 +108,12 @@ def failures(seeds: Seeds) -> list[str]:
     ]
 
 
-def _values(seeds: Seeds, name: str, value: str = "accuracy") -> list[float]:
+def _values(seeds: Seeds, name: str, value: str = "accuracy") -> list[Any]:
     return [outcomes[name].result[value] for outcomes in seeds if name in outcomes and outcomes[name].result]
+
+
+def _at_ratio(seeds: Seeds, sweep: str, ratio: float) -> list[float]:
+    return [rows[RATIOS.index(ratio)]["accuracy"] for rows in _values(seeds, sweep, "rows")]
 
 
 def _mean(seeds: Seeds, name: str) -> float:
@@ -106,9 +134,6 @@ def _tables(base: TrainConfig, seeds: Seeds) -> list[Table]:
     def accuracy(name: str) -> str:
         return _percent(_values(seeds, name))
 
-    def of_sweep(name: str, place: int) -> str:
-        return _percent([rows[place]["accuracy"] for rows in _values(seeds, name, "rows")])  # type: ignore[index]
-
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.2f}"
 
@@ -127,7 +152,7 @@ def _tables(base: TrainConfig, seeds: Seeds) -> list[Table]:
     reference, foolwood, paper = (published[name] for name in ("reference", "foolwood", "paper"))
     sizes = _values(seeds[:1], "sweep", "rows")
     sweeps = [
-        [f"{ratio:g}", of_sweep("sweep", place), number(sizes[0][place]["params"] / 1e6)]  # type: ignore[index]
+        [f"{ratio:g}", _percent(_at_ratio(seeds, "sweep", ratio)), number(sizes[0][place]["params"] / 1e6)]
         + [number(value) for other in (reference, foolwood) for value in other["sweep"][f"{ratio:.1f}"]]
         for place, ratio in enumerate(RATIOS)
         if sizes
@@ -140,31 +165,19 @@ def _tables(base: TrainConfig, seeds: Seeds) -> list[Table]:
         if full and (left := _values(seeds, f"pass-{place}", "params"))
     ]
     stepped, long = labels["tuned-short"].partition(", ")[2], labels["tuned-long"].partition(", ")[2]
-    pulls = {"": "subgradient", **{f"-{pull}": pull.removeprefix("sparse-").replace("-", ", ") for pull in plan.PULLS}}
-    names = {"cut": "none", "cut-absorbed": "absorbed", "cut-recalibrated": "recalibrated", "cut-both": "both"}
+    pulls = _pulls()
     techniques = [
         [f"{how}; {name}", accuracy(f"{cut}{pull}")]
         + [accuracy(f"tuned-short-{cut}{pull}" if cut != "cut" or pull else "tuned-short")]
         + [accuracy(f"tuned-short-{cut}{pull}-{schedule}") for schedule in ("cosine", "one-cycle")]
         + [accuracy(f"tuned-long-{cut}-cosine{pull}" if cut != "cut" or pull else "tuned-long")]
         for pull, how in pulls.items()
-        for cut, name in names.items()
+        for cut, name in CUT_LABELS.items()
         if _values(seeds, f"{cut}{pull}") and len(seeds[0]) > 14
     ]
-    sweep_names = {
-        "sweep": "as the reference",
-        **{f"sweep-{cut}": names[cut] for cut in list(plan.CUTS)[1:]},
-        **{
-            f"sweep-{pull}{form}": pulls[f"-{pull}"] + also
-            for pull in plan.PULLS
-            for form, also in (("", ""), ("-both", "; both"))
-        },
-    }
-    shown = [name for name in sweep_names if _values(seeds, name, "rows")]
+    shown = _sweeps(seeds)
     by_ratio = [
-        [f"{ratio:g}", *(of_sweep(name, place) for name in shown)]
-        for place, ratio in enumerate(RATIOS)
-        if len(shown) > 1
+        [f"{ratio:g}", *(_percent(_at_ratio(seeds, name, ratio)) for name in shown)] for ratio in RATIOS if shown
     ]
     return [
         Table("Beside what is published", ["", "jaxslim", *(other["name"] for other in published.values())], beside),
@@ -195,8 +208,9 @@ def _tables(base: TrainConfig, seeds: Seeds) -> list[Table]:
         ),
         Table(
             "Accuracy (%) without fine-tuning, by technique",
-            ["Ratio", *(sweep_names[name] for name in shown)],
+            ["Ratio", *shown.values()],
             by_ratio,
+            "compared.png",
         ),
         Table(
             f"Techniques at {plan.RATIO:g}: L1 method; absorption and recalibration of the cut",

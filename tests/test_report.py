@@ -16,7 +16,7 @@ from rich.console import Console
 
 from jaxslim import plots
 from jaxslim.errors import InputError
-from jaxslim.report import Report, Stage, SweepRow, show, table, write
+from jaxslim.report import Report, Stage, SweepRow, Table, show, table, write
 
 FULL = (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512)
 HALF = (54, 64, "M", 128, 128, "M", 256, 256, 249, 226, "M", 202, 118, 141, 238, "M", 188, 214, 198, 91)
@@ -313,6 +313,25 @@ def test_pictures_are_pictures(tmp_path, report):
                 assert darkest < 60
                 assert lightest == 255
                 assert image.convert("RGB").getpixel((1, image.height - 2)) == (255, 255, 255)
+
+
+def test_further_tables_and_the_picture_of_what_is_compared(tmp_path):
+    points = {f"way {number}": ((0.0, 0.9), (0.7, 0.1 * number)) for number in range(8)} | {
+        "unknown": ((0.7, math.nan),)
+    }
+    extra = Table("Ways | to cut", ["Way", "Accuracy (%)"], [["as *before*", "93.00"]], "compared.png")
+    report = reference(tables=(extra,), compared=points)
+    write(report, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert text.index("## Architecture") < text.index("## Ways") < text.index("![Ways")
+    assert "| as \\*before\\* | 93.00 |" in text
+    assert "Ways | to cut" in printed(report)
+    with Image.open(tmp_path / "compared.png") as picture:
+        picture.verify()
+    record = json.loads((tmp_path / "report.json").read_text())
+    assert record["compared"]["way 3"] == [[0.0, 0.9], [0.7, pytest.approx(0.3)]]
+    assert record["tables"][0][2] == [["as *before*", "93.00"]]
+    assert plots.compared(reference()) is None
 
 
 def test_non_ascii_title_survives(tmp_path):

@@ -15,7 +15,7 @@ from jaxslim.errors import DivergedError, InputError
 from jaxslim.sources import Dataset
 
 REPORT = {"report.md", "report.json", "results.json", "pipeline.csv", "sweep.csv"}
-REPORT |= {"accuracy.png", "channels.png", "scales.png"}
+REPORT |= {"accuracy.png", "compared.png", "channels.png", "scales.png"}
 
 
 @pytest.fixture(scope="module")
