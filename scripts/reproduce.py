@@ -31,6 +31,8 @@ class Options:
 
     out: Path = Path("runs/reproduce")
     """Folder of the runs, results and the report."""
+    dataset: str = "cifar10"
+    """Or the path of the CIFAR binary archive, which needs no TensorFlow to prepare, or of other images."""
     data_dir: str | None = None
     """Where TFDS keeps its data sets; without it the variable TFDS_DATA_DIR, then ~/tensorflow_datasets."""
     seeds: int = 1
@@ -70,15 +72,15 @@ def main(argv: list[str]) -> None:
     from jaxslim import data, report
     from jaxslim.models import WIDTHS
 
-    images = data.load("cifar10", data_dir=options.data_dir)  # fails at once where there is none
     base = TrainConfig(
         widths=tuple("M" if size == "M" else max(1, round(int(size) * width)) for size in WIDTHS[chosen["model"]]),
         epochs=chosen["epochs"],
         l1=chosen["l1"],
         dtype=options.dtype,
-        dataset=str(out / "images.npz") if options.quick else "cifar10",
+        dataset=str(out / "images.npz") if options.quick else options.dataset,
         data_dir=options.data_dir,
     )
+    images = data.load(options.dataset, data_dir=options.data_dir)  # fails at once where there is none
     homes = [out / f"seed-{seed}" for seed in range(options.seeds)]
     plans = {home: reproduce_stages.stages(base, home, seed, techniques) for seed, home in enumerate(homes)}
     for folder, stages in plans.items():
