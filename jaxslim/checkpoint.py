@@ -220,12 +220,14 @@ def finished(run: Path) -> list[int]:
     return sorted(int(name) for name in epochs if is_checkpoint(folder / name))
 
 
-def selection(meta: Mapping[str, Any]) -> float:
+def selection(path: Path, meta: Mapping[str, Any]) -> float:
     """The accuracy that `best` is chosen by: on images held out of the training set, if any, else on the test set."""
     metrics = meta.get("metrics")
     value = metrics.get("holdout_accuracy", metrics.get("accuracy")) if isinstance(metrics, dict) else None
     if not isinstance(value, int | float):
-        raise InputError("A checkpoint of the run names no accuracy to choose the best by; name one by its folder.")
+        raise InputError(
+            f"{path} names no accuracy to choose the best by; name a checkpoint by its folder, or move this one away."
+        )
     return value
 
 
@@ -293,7 +295,8 @@ def is_checkpoint(path: Path) -> bool:
 
 def best(run: Path, epochs: list[int]) -> int:
     """The best of some epochs, the latest of equals."""
-    return max(epochs, key=lambda epoch: (selection(read_meta(epoch_folder(run, epoch))), epoch))
+    folders = {epoch: epoch_folder(run, epoch) for epoch in epochs}
+    return max(epochs, key=lambda epoch: (selection(folders[epoch], read_meta(folders[epoch])), epoch))
 
 
 def epoch_folder(run: Path, epoch: int) -> Path:

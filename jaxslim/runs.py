@@ -11,7 +11,17 @@ from typing import Any
 
 import jax
 
-from jaxslim.checkpoint import UNFINISHED, best, damaged, epoch_folder, finished, is_checkpoint, read_meta, write
+from jaxslim.checkpoint import (
+    UNFINISHED,
+    best,
+    damaged,
+    epoch_folder,
+    finished,
+    is_checkpoint,
+    read_meta,
+    selection,
+    write,
+)
 from jaxslim.errors import InputError
 from jaxslim.processes import is_first
 from jaxslim.sealing import damage
@@ -24,30 +34,32 @@ _INTERRUPTED = "interrupted"
 def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint of a run and its meta, an interrupted epoch's included; None if nothing was saved.
 
-    Damaged ones on the way there are moved aside, to a name that ends in `.damaged`, with a line in the log.
+    Damaged ones are moved aside, to a name that ends in `.damaged`, with a line in the log.
 
     Raises:
-      InputError: all are damaged; nothing is moved.
+      InputError: all are damaged, or one names no accuracy to choose the best by; nothing is moved.
     """
     epochs = finished(run)
     candidates = [epoch_folder(run, epoch) for epoch in reversed(epochs)]
     if is_checkpoint(partial := run / _INTERRUPTED):
         candidates.insert(0, partial)
     faults: dict[Path, str] = {}
+    point = None
     for path in candidates:
-        fault = damage(path)
-        meta = {} if fault else read_meta(path)
-        if path == partial and not fault and meta.get("epoch") != (epochs[-1] if epochs else 0) + 1:
+        if fault := damage(path):
+            faults[path] = fault
+            continue
+        meta = read_meta(path)
+        if path == partial and meta.get("epoch") != (epochs[-1] if epochs else 0) + 1:
             continue  # of an epoch that has been finished since
-        if not fault:
-            for other, what in faults.items():
-                log.warning("%s is damaged: %s; going on from %s.", other, what, path)
-                os.rename(other, other.with_name(f"{other.name}.{uuid.uuid4().hex[:8]}.damaged"))
-            return path, meta
-        faults[path] = fault
-    if faults:
-        raise damaged(*next(iter(faults.items())))
-    return None
+        if path != partial:
+            selection(path, meta)  # as every save will ask
+        point = point or (path, meta)
+    for path, fault in faults.items():
+        if point is None:
+            raise damaged(path, fault)
+        _set_aside(path, fault, point[0])
+    return point
 
 
 def check_room(run: Path, variables: Any, optimizer: Any) -> None:
@@ -126,9 +138,20 @@ class Saver:
             return
         write(path, variables, meta, optimizer)
         _remove(self._run / _INTERRUPTED)
-        epochs = finished(self._run)
+        epochs = []
+        for epoch in finished(self._run):
+            older = epoch_folder(self._run, epoch)
+            if older != path and (fault := damage(older)):
+                _set_aside(older, fault, path)
+            else:
+                epochs.append(epoch)
         for epoch in set(epochs) - {*epochs[-2:], best(self._run, epochs)}:
             _remove(epoch_folder(self._run, epoch))
+
+
+def _set_aside(path: Path, fault: str, instead: Path) -> None:
+    log.warning("%s is damaged: %s; going on from %s.", path, fault, instead)
+    os.rename(path, path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged"))
 
 
 def _remove(path: Path) -> None:

@@ -333,6 +333,24 @@ def test_the_latest_of_equals_is_the_best(tmp_path, network):
     assert epoch_of(tmp_path / "best") == 2
 
 
+@pytest.mark.parametrize("item", ["meta", "variables"])
+def test_an_older_checkpoint_that_is_damaged_is_moved_aside(tmp_path, network, caplog, item):
+    save_epochs(tmp_path, network, [0.9, 0.4, 0.3])
+    file = max((tmp_path / "checkpoints" / "1" / item).rglob("*"), key=lambda path: path.is_file())
+    file.write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"checkpoints/1 is damaged: its (file|meta) .*; take \S+/checkpoints/3, which is whole;"
+    ):
+        jaxslim.load(tmp_path / "best")
+    save_epochs(tmp_path, network, [0.2, 0.1, 0.1], first=4)
+    (said,) = caplog.messages
+    assert re.match(r".*/1 is damaged: its file \S+ is missing or changed; going on from .*/checkpoints/4\.", said)
+    assert checkpoint.finished(tmp_path) == [2, 5, 6]
+    assert [epoch_of(tmp_path / which) for which in ("best", "latest")] == [2, 6]
+    (aside,) = (tmp_path / "checkpoints").glob("1.*.damaged")
+    assert (aside / file.relative_to(tmp_path / "checkpoints" / "1")).read_bytes() == b""
+
+
 def test_the_optimizer_comes_back(tmp_path, network):
     save_epochs(tmp_path, network, [0.5, 0.6])
     restored = checkpoint.restore_optimizer(checkpoint.find(tmp_path), {"momentum": jnp.zeros(3, jnp.int32)})

@@ -444,6 +444,30 @@ def test_a_run_goes_on_from_the_epoch_before_a_damaged_one(tmp_path, whole, capl
     assert [path.name.split(".")[0] for path in latest.parent.glob("*.damaged")] == ["4"]
 
 
+def test_a_run_ends_alike_after_damage_to_an_older_checkpoint(tmp_path, monkeypatch, whole, caplog):
+    """While it trains, and found when it goes on."""
+    older = tmp_path / "run" / "checkpoints"
+    write = runs.write
+
+    def damage_before(path, *args):
+        if path.name == "3":
+            next(path for path in (older / "1" / "meta").iterdir() if path.is_file()).write_text("{")
+        write(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write", damage_before)
+        interrupt(patch, "train_step", 20)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(tmp_path))
+    (older / "2" / "checksums.json").write_text("{")
+    assert_same_run(train(tiny(tmp_path)).folder, whole.folder)
+    assert [re.sub(r"\S+/|:.*;", "", said) for said in caplog.messages] == [
+        "1 is damaged going on from 3.",
+        "2 is damaged going on from 3.",
+    ]
+    assert sorted(path.name.split(".")[0] for path in older.glob("*.damaged")) == ["1", "2"]
+
+
 # Folders
 
 

@@ -573,6 +573,11 @@ def no_accuracy(run):
         edit_meta(folder, lambda meta: meta.pop("metrics"))
 
 
+def unfinished(run):
+    no_accuracy(run)
+    shutil.rmtree(run / "checkpoints" / "2")
+
+
 RUNS = {
     "half a configuration": (
         file_of("config.json", b"{"),
@@ -593,9 +598,10 @@ RUNS = {
     "all damaged": (no_sums, "{copy}/checkpoints/2 is damaged: its checksums.json is missing; no other checkpoint of"),
     "no optimizer": (no_optimizer, "{copy}/checkpoints/1 is damaged: its optimizer cannot be read ("),
     "in use": (in_use, "{copy} is in use by "),
-    "no accuracies": (
-        no_accuracy,
-        "A checkpoint of the run names no accuracy to choose the best by; name one by its fo",
+    "no accuracies": (no_accuracy, "{copy}/checkpoints/1 names no accuracy to choose the best by; name a checkpoint b"),
+    "no accuracy to go on from": (
+        unfinished,
+        "{copy}/checkpoints/1 names no accuracy to choose the best by; name a checkpoint by its folder, or move this",
     ),
 }
 
