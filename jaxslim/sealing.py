@@ -16,8 +16,7 @@ CHECKSUMS = "checksums.json"
 
 def seal(path: Path) -> None:
     """Write down the checksum of each file of a checkpoint that is written."""
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != CHECKSUMS)
-    sums = {file.relative_to(path).as_posix(): _checksum(file) for file in files}
+    sums = {name: _checksum(path / name) for name in _files(path)}
     write_whole(path / CHECKSUMS, json.dumps(sums, indent=1) + "\n")
 
 
@@ -40,7 +39,15 @@ def damage(path: Path, *items: str) -> str | None:
             wanted.is_file() and wanted.resolve().is_relative_to(path.resolve()) and _checksum(wanted) == value
         ):
             return f"its file {name} is missing or changed"
+    if added := next((name for name in _files(path) if name not in sums), None):
+        return f"its file {added} is not one of its checksums"
     return None
+
+
+def _files(path: Path) -> list[str]:
+    """Names of the files of a checkpoint that have checksums."""
+    names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    return sorted(name for name in names if name != CHECKSUMS)
 
 
 def _checksum(file: Path) -> int:

@@ -160,7 +160,7 @@ def _compare(one: Path, other: Path) -> None:
 
 
 def _damages(whole: Path, copy: Path, rng: np.random.Generator) -> Iterator[str]:
-    """Copies of a checkpoint with one file flipped, cut short, deleted or swapped; gives the name of the file."""
+    """Copies of a checkpoint with one file flipped, cut short, deleted, swapped or added; gives the file's name."""
     files = [file for file in sorted(whole.rglob("*")) if file.is_file() and file.stat().st_size]
     for file in files:
         content = file.read_bytes()
@@ -177,6 +177,11 @@ def _damages(whole: Path, copy: Path, rng: np.random.Generator) -> Iterator[str]
             if changed is not None:
                 broken.write_bytes(changed)
             yield file.relative_to(whole).as_posix()
+        shutil.rmtree(copy)
+        shutil.copytree(whole, copy)
+        added = file.relative_to(whole).with_name("added")
+        (copy / added).write_bytes(content)
+        yield added.as_posix()
 
 
 def _damage(whole: Path, folder: Path, rng: np.random.Generator) -> int:

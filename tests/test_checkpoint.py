@@ -221,6 +221,14 @@ def test_missing_checksums_are_damage(saved, tmp_path):
         jaxslim.load(copy)
 
 
+@pytest.mark.parametrize("name", ["added", "meta/added", "variables/d/added", "variables/checksums.json"])
+def test_a_file_without_a_checksum_is_damage(saved, tmp_path, name):
+    copy = Path(shutil.copytree(saved, tmp_path / "copy"))
+    (copy / name).write_text("{}")
+    with pytest.raises(InputError, match=rf"copy is damaged: its file {name} is not one of its checksums; take anoth"):
+        jaxslim.load(copy)
+
+
 def test_links_are_not_followed(saved, tmp_path):
     copy = Path(shutil.copytree(saved, tmp_path / "copy"))
     file = copy / "meta" / "metadata"
