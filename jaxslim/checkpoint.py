@@ -30,7 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxslim.errors import InputError, first_line
-from jaxslim.files import check_path
+from jaxslim.files import check_path, flush
 from jaxslim.models import VGG
 from jaxslim.sealing import damage, digest, seal
 
@@ -176,7 +176,9 @@ def write(path: Path, variables: Any, meta: Mapping[str, Any], optimizer: Any = 
         with _checkpointer() as checkpointer:
             checkpointer.save(temporary, args=items)
         seal(temporary)
+        flush(*temporary.rglob("*"), temporary)
         os.rename(temporary, path)
+        flush(path.parent)
     except OSError:
         raise
     except Exception as error:  # orbax and its storage raise many unrelated types for a full disk

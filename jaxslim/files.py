@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and where the cached ones lie."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import platform
@@ -20,6 +21,19 @@ def check_path(path: str) -> None:
     """Refuse a path that is not UTF-8 or holds a zero byte: orbax would stop with half of a checkpoint written."""
     if "\0" in path or any("\ud800" <= sign <= "\udfff" for sign in path):
         raise InputError(f"The path {path!r} is not valid UTF-8; choose another name.")
+
+
+def flush(*paths: Path) -> None:
+    """Have the disk take the content of files and the entries of folders, so that they outlive a loss of power."""
+    for path in paths:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a file system that cannot
+                raise
+        finally:
+            os.close(number)
 
 
 LOCK = ".lock"
@@ -53,7 +67,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield temporary
+        flush(temporary)
         os.replace(temporary, path)
+        flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxslim import checkpoint, data, models, runs, steps
 from jaxslim.config import TrainConfig, check_widths
 from jaxslim.errors import DivergedError, InputError, StoppedError
-from jaxslim.files import LOCK, check_path, locked, write_whole
+from jaxslim.files import LOCK, check_path, flush, locked, write_whole
 from jaxslim.processes import is_first, wait
 from jaxslim.progress import Progress
 from jaxslim.sealing import damage
@@ -148,6 +148,7 @@ def train(config: TrainConfig) -> Trained:
             if is_first():
                 with metrics_file.open("a") as file:
                     file.write(json.dumps(row) + "\n")
+                flush(metrics_file)  # the row has to outlast its checkpoint
             meta = checkpoint.describe(module, state.variables, {**lineage, "metrics": row, "epoch": epoch})
             saver.save(epoch, state.variables, state.optimizer, meta)
             if writer:

@@ -394,6 +394,26 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, network, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_disk_has_everything_before_a_checkpoint_takes_its_place(tmp_path, network, monkeypatch):
+    events, rename, fsync = [], os.rename, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: (fsync(number), events.append(os.fstat(number).st_ino)))
+    monkeypatch.setattr(os, "rename", lambda *paths: (rename(*paths), events.append(Path(paths[1]).name)))
+    saved = jaxslim.save(tmp_path / "out", *network)
+    moved = events.index("out")
+    assert {path.stat().st_ino for path in (saved, *saved.rglob("*"))} <= set(events[:moved])
+    assert events[moved + 1 :] == [tmp_path.stat().st_ino]
+
+
+def test_a_disk_that_reports_an_error_late(tmp_path, network, monkeypatch):
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        jaxslim.save(tmp_path / "out", *network)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_digest_is_of_names_types_shapes_and_values(saved):
     variables = {"a": {"b": np.arange(6, dtype=np.float32)}}
     changed = [
