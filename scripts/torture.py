@@ -1,11 +1,14 @@
-"""Kill training at random moments, damage what it saved, feed the readers rubbish: nothing is lost or passes unseen."""
+"""Kill training at random moments, damage what it saved, feed the readers rubbish and cut random networks: nothing is
+lost, passes unseen or comes out wrong."""
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +27,7 @@ from jaxslim.cli import run
 from jaxslim.errors import InputError
 
 EPOCHS = 12
+PROPERTY = "tests/test_channels.py::test_invariants_hold_for_random_networks_and_plans"
 CONFIG = """from jaxslim.config import TrainConfig
 
 config = TrainConfig(
@@ -39,18 +43,20 @@ class Failure(AssertionError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Torture training, checkpoints and readers; exits with 1 and says what went wrong if something does."""
+    """Torture training, checkpoints, readers and cutting; exits with 1 and says what went wrong if something does."""
 
     short: bool = False
     """A minute's worth, as the tests run it; this is what happens without --long, too."""
     long: bool = False
-    """100 kills and 10,000 inputs, an hour's worth."""
+    """100 kills, 10,000 inputs and 2,000 networks, an hour's worth."""
     seed: int = 0
-    """Of the moments, the damage and the inputs."""
+    """Of the moments, the damage, the inputs and the networks."""
     kills: int | None = None
     """Another number of kills."""
     inputs: int | None = None
     """Another number of inputs."""
+    networks: int | None = None
+    """Another number of networks."""
 
 
 def main(argv: list[str]) -> None:
@@ -60,8 +66,11 @@ def main(argv: list[str]) -> None:
         raise InputError("--short and --long exclude each other; give one of them.")
     kills = options.kills if options.kills is not None else 100 if options.long else 6
     inputs = options.inputs if options.inputs is not None else 10_000 if options.long else 200
-    if min(kills, inputs) < 0:
-        raise InputError("--kills and --inputs must be at least 0.")
+    networks = options.networks if options.networks is not None else 2000 if options.long else 20
+    if min(kills, inputs, networks) < 0:
+        raise InputError("--kills, --inputs and --networks must be at least 0.")
+    if networks and not all(map(importlib.util.find_spec, ("pytest", "hypothesis"))):
+        raise InputError('Drawing networks needs pytest and Hypothesis: pip install -e ".[dev]", or give --networks 0.')
     rng = np.random.default_rng(options.seed)
     logging.getLogger("jaxslim").setLevel(logging.ERROR)  # each damage is reported there
     try:
@@ -75,6 +84,7 @@ def main(argv: list[str]) -> None:
             print(f"damaged runs that went on as if nothing had happened: {_go_on(config, whole, folder)}", flush=True)
             for what, count in _feed(whole, folder, inputs, rng).items():
                 print(f"inputs to the reader of {what}: {count}", flush=True)
+            print(f"networks drawn without a broken invariant: {_draw(folder, networks, rng)}", flush=True)
     except Failure as error:
         print(f"torture: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -96,6 +106,11 @@ def _write_config(folder: Path) -> Path:
 def _start(config: Path, run_folder: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "jaxslim.train", str(config), "--workdir", str(run_folder)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def _progress(what: str, done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{what}: {done}/{total}", end="\r" if done < total else "\n", file=sys.stderr, flush=True)
 
 
 def _finish(config: Path, run_folder: Path) -> None:
@@ -132,6 +147,7 @@ def _kill(config: Path, whole: Path, folder: Path, number: int, rng: np.random.G
             if process.returncode not in (-how, 128 + how):
                 raise Failure(f"signal {how} ended training with {process.returncode}: {said}")
             survived += 1
+            _progress("kills", survived, number)
         _finish(config, victim)
         _compare(victim, whole)
         shutil.rmtree(victim)
@@ -270,6 +286,7 @@ def _feed(whole: Path, folder: Path, number: int, rng: np.random.Generator) -> d
             if file is not None:
                 file.write_bytes(originals[file])
         counts[name] += 1
+        _progress("inputs", turn + 1, number)
     return counts
 
 
@@ -300,6 +317,32 @@ def _spoilt(content: bytes, rng: np.random.Generator) -> bytes:
         else:
             changed[start:start] = str(rng.choice(["9" * 15, "-1", "null", "[]", '""', "1e400"])).encode()
     return bytes(changed)
+
+
+# Networks
+
+
+def _draw(folder: Path, number: int, rng: np.random.Generator) -> int:
+    """Draw networks and plans in the property test, up to 100 a process, since each leaves compiled code behind."""
+    drawn = 0
+    while drawn < number:
+        environment = {
+            **os.environ,
+            "HYPOTHESIS_PROFILE": "thorough",
+            "HYPOTHESIS_EXAMPLES": str(min(100, number - drawn)),
+            "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
+        }
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-show-statistics"]
+        command += [f"--hypothesis-seed={rng.integers(2**31)}", PROPERTY]
+        root, pipe = Path(__file__).parents[1], subprocess.PIPE
+        done = subprocess.run(command, cwd=root, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+        passed = sum(map(int, re.findall(r"- (\d+) passing", done.stdout)))
+        if done.returncode or not passed:
+            raise Failure(f"`{' '.join(command)}` ended with {done.returncode}: {done.stdout}")
+        drawn += passed
+        _progress("networks", drawn, number)
+    return drawn
 
 
 if __name__ == "__main__":

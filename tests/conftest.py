@@ -14,8 +14,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 from hypothesis import HealthCheck, settings
 
-# `HYPOTHESIS_PROFILE=thorough` draws new and many more examples than the few fixed ones of an ordinary run.
+# `HYPOTHESIS_PROFILE=thorough` draws new and many more examples than the few fixed ones of an ordinary run, or as many
+# as `HYPOTHESIS_EXAMPLES` says.
 _slow = (HealthCheck.too_slow, HealthCheck.data_too_large)
 settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True, suppress_health_check=_slow)
-settings.register_profile("thorough", max_examples=1000, deadline=None, suppress_health_check=_slow)
+_many = int(os.environ.get("HYPOTHESIS_EXAMPLES", "1000"))
+settings.register_profile("thorough", max_examples=_many, deadline=None, suppress_health_check=_slow)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +26,21 @@ def call(*options, **environment):
 
 
 def test_nothing_is_lost_or_passes_unseen():
-    done = call("--short", "--kills", "3")
+    done = call("--short", "--kills", "3", "--networks", "5")
     assert (done.returncode, done.stderr) == (0, "")
     found = dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
     assert found["kills survived"] == "3"
     assert int(found["damages noticed"]) > 50
     assert sum(int(count) for what, count in found.items() if what.startswith("inputs")) == 200
+    assert found["networks drawn without a broken invariant"] == "5"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--short", "--long"], "--short and --long exclude each other; give one of them."),
-        (["--kills", "-1"], "--kills and --inputs must be at least 0."),
+        (["--kills", "-1"], "--kills, --inputs and --networks must be at least 0."),
+        (["--networks", "-1"], "--kills, --inputs and --networks must be at least 0."),
     ],
 )
 def test_bad_options(options, message):
@@ -81,5 +84,49 @@ def test_a_reader_that_breaks_is_found(whole, tmp_path, monkeypatch):
         raise ZeroDivisionError("of all things")
 
     monkeypatch.setattr("jaxslim.checkpoint.load", broken)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where it keeps what broke the reader
     with pytest.raises(torture.Failure, match="raised ZeroDivisionError: of all things"):
         torture._feed(whole, tmp_path, 5, np.random.default_rng(0))
+
+
+DRAWN = """
+from hypothesis import given, strategies as st
+
+@given(st.integers(0, 9999))
+def test_drawn(number):
+    with open({file!r}, "a") as file:
+        print(number, file=file)
+    assert number >= {least}
+"""
+
+
+def drawing(monkeypatch, folder, text, **names):
+    """Make `_draw` run another property test, which writes down what it drew."""
+    shutil.copy(Path(__file__).with_name("conftest.py"), folder)
+    (folder / "test_drawn.py").write_text(text.format(file=str(folder / "drawn"), **names))
+    monkeypatch.setattr(torture, "PROPERTY", str(folder / "test_drawn.py"))
+
+
+def test_what_was_drawn_is_counted_and_goes_by_the_seed(tmp_path, monkeypatch):
+    drawing(monkeypatch, tmp_path, DRAWN, least=0)
+    found = []
+    for seed in (0, 0, 1):
+        assert torture._draw(tmp_path, 130, np.random.default_rng(seed)) == 130
+        found.append((tmp_path / "drawn").read_text().split())
+        (tmp_path / "drawn").unlink()
+    assert found[0] == found[1]
+    assert len(found[0]) == 130
+    assert len(set(found[0][:100]) & set(found[0][100:])) < 15
+    assert len(set(found[0]) & set(found[2])) < 50
+
+
+def test_a_broken_invariant_is_found(tmp_path, monkeypatch):
+    drawing(monkeypatch, tmp_path, DRAWN, least=77)
+    with pytest.raises(torture.Failure, match=r"(?s)--hypothesis-seed=\d+ .* ended with 1: .*number=0"):
+        torture._draw(tmp_path, 100, np.random.default_rng(0))
+
+
+def test_nothing_drawn_is_found(tmp_path, monkeypatch):
+    drawing(monkeypatch, tmp_path, "def test_nothing():\n    pass")
+    with pytest.raises(torture.Failure, match=r"ended with 0: "):
+        torture._draw(tmp_path, 1, np.random.default_rng(0))
