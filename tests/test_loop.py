@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import io
 import json
 import math
@@ -230,6 +231,38 @@ def test_the_seed_decides_everything(tmp_path, whole):
     assert other.metrics["loss"] != whole.result.metrics["loss"]
 
 
+TRAIN = "import sys, json; from jaxslim.config import TrainConfig; from jaxslim.loop import train; "
+TRAIN += "train(TrainConfig(**json.loads(sys.argv[1])))"
+
+
+def elsewhere(config, **environment):
+    """Start training in a process of its own."""
+    command = [sys.executable, "-c", TRAIN, json.dumps(dataclasses.asdict(config))]
+    return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.DEVNULL)
+
+
+def test_nothing_that_ran_before_decides_anything(tmp_path, whole):
+    """Equal digests after other work in this process, another run above all, and in a fresh one."""
+    np.random.seed(5)
+    other = {"seed": 5, "widths": (6, "M", 4), "batch_size": 12, "dtype": "bfloat16", "epochs": 1}
+    train(tiny(tmp_path / "other", **other))
+    again = train(tiny(tmp_path / "again"))
+    fresh = tiny(tmp_path / "fresh")
+    assert elsewhere(fresh, PYTHONHASHSEED="7").wait() == 0
+    digests = {checkpoint.load(folder).meta["digest"] for folder in (whole.folder, again.folder, fresh.folder)}
+    assert len(digests) == 1
+
+
+def test_eight_devices_train_what_one_trains(tmp_path):
+    one, eight = (tiny(tmp_path, workdir=str(tmp_path / name), epochs=1) for name in ("one", "eight"))
+    train(one)
+    assert elsewhere(eight, JAX_NUM_CPU_DEVICES="8").wait() == 0
+    mine, theirs = (checkpoint.load(config.folder) for config in (one, eight))
+    assert theirs.meta["metrics"]["accuracy"] == mine.meta["metrics"]["accuracy"]
+    assert theirs.meta["digest"] != mine.meta["digest"]  # sums in another order: it was another number of devices
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5), theirs.variables, mine.variables)
+
+
 def events(folder):
     """Scalars of the TensorBoard files of a folder, by tag and step, read by the format itself."""
     from tensorboardX.proto.event_pb2 import Event
@@ -305,10 +338,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeyp
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
-    config = dataclasses.asdict(tiny(tmp_path, epochs=12))
-    program = "import sys, json; from jaxslim.config import TrainConfig; from jaxslim.loop import train; "
-    program += "train(TrainConfig(**json.loads(sys.argv[1])))"
-    process = subprocess.Popen([sys.executable, "-c", program, json.dumps(config)], stderr=subprocess.DEVNULL)
+    config = tiny(tmp_path, epochs=12)
+    process = elsewhere(config)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and len(metrics.read_bytes().splitlines()) >= 4) and time.monotonic() < deadline:
@@ -319,10 +350,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
     stopped = checkpoint.finished(tmp_path / "run")
     assert 2 <= stopped[-1] < 12  # the third may not be whole yet
 
-    train(TrainConfig(**config))
-    through = TrainConfig(**{**config, "workdir": str(tmp_path / "through")})
+    train(config)
+    through = dataclasses.replace(config, workdir=str(tmp_path / "through"))
     train(through)
-    assert_same_run(config["workdir"], through.workdir)
+    assert_same_run(config.workdir, through.workdir)
 
 
 def signal_at(monkeypatch, where, call, number):

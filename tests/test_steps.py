@@ -453,6 +453,44 @@ def test_eight_devices_equal_one(devices, name):
     assert devices["far"][name] < 1e-5
 
 
+class Keeping(nn.Module):
+    """Keeps the batch that it was trained on among its statistics."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        batch = self.variable("batch_stats", "batch", jnp.zeros, images.shape)
+        if train:
+            batch.value = images
+        return nn.Dense(3)(images.mean((1, 2)))
+
+
+def batches_seen(mesh: jax.sharding.Mesh) -> np.ndarray:
+    """What the network sees in two epochs of three steps, (6, 16, 8, 8, 3)."""
+    config = TrainConfig(mean=(0.0,) * 3, std=(1.0,) * 3, pad=2, batch_size=16)
+    images, labels = some_images(48, 8, 8)
+    variables = Keeping().init(jax.random.key(0), jnp.zeros((16, 8, 8, 3)))
+    state, step = start(config, Keeping(), variables, mesh)
+    seen = []
+    for epoch in (1, 2):
+        for call in steps.feed(mesh, images, labels)(steps.order(5, epoch, len(labels), config.batch_size)):
+            state, _ = step(state, *call, jax.random.key(1))
+            seen.append(jax.device_get(state.variables["batch_stats"]["batch"]))
+    return np.stack(seen)
+
+
+def test_eight_devices_see_what_one_sees(tmp_path):
+    """In another process, bit for bit: the order of the data, and how each image is shifted and mirrored."""
+    program = "import sys, numpy, test_steps; from jaxslim import steps; mesh = steps.device_mesh(); "
+    program += "assert mesh.size == 8; numpy.save(sys.argv[1], test_steps.batches_seen(mesh))"
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+    command = [sys.executable, "-c", program, str(tmp_path / "seen.npy")]
+    subprocess.run(command, cwd=Path(__file__).parent, env=environment, check=True)
+    mine = batches_seen(one_device())
+    np.testing.assert_array_equal(np.load(tmp_path / "seen.npy"), mine)
+    plain = some_images(48, 8, 8)[0][steps.order(5, 1, 48, 16)]
+    assert np.mean(mine[:3] != plain / np.float32(255)) > 0.5
+
+
 def test_statistics_are_of_the_global_batch(devices):
     assert devices["far_from_global"] < 1e-5
     assert devices["far_from_shards"] > 1e-3
