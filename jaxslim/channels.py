@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxslim.errors import InputError
+from jaxslim.errors import InputError, first_line
 from jaxslim.rules import RULES
 from jaxslim.rules.walk import Walk
 
@@ -76,6 +76,9 @@ def trace(apply: Callable[..., Any], variables: Any, images: Any) -> ChannelGrap
     Returns:
       The `ChannelGraph`. Axes of the inputs and outputs are fixed.
 
+    Raises:
+      InputError: `apply` does not run with these variables and images.
+
     Example:
       >>> graph = trace(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], {"a": np.ones((3, 8)), "b": np.ones((8, 2))},
       ...               np.ones((1, 3)))
@@ -83,7 +86,7 @@ def trace(apply: Callable[..., Any], variables: Any, images: Any) -> ChannelGrap
       8
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
-    closed = jax.make_jaxpr(apply)(variables, images)
+    closed = program(apply, variables, images)
     walk = Walk(RULES)
     values = [walk.parameter(number, np.shape(leaf)) for number, (_, leaf) in enumerate(leaves)]
     inputs = [walk.fixed(aval.shape) for aval in closed.in_avals[len(leaves) :]]
@@ -104,6 +107,24 @@ def trace(apply: Callable[..., Any], variables: Any, images: Any) -> ChannelGrap
         exact=exact,
         opaque=tuple(walk.opaque),
     )
+
+
+def program(apply: Callable[..., Any], variables: Any, images: Any) -> Any:
+    """The jaxpr of `apply(variables, images)`.
+
+    Raises:
+      InputError: there is none.
+    """
+    try:
+        return jax.make_jaxpr(apply)(variables, images)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the network, Flax and JAX find wrong
+        reason = first_line(error).partition(" (http")[0]  # Flax names a page
+        raise InputError(
+            f"The network cannot be applied ({reason}); pass its apply, all that its init returned, and a batch of "
+            "images that it was made for."
+        ) from error
 
 
 def leaf_paths(tree: Any) -> list[tuple[Path, Any]]:

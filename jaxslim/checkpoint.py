@@ -68,12 +68,14 @@ def save(path: str | Path, module: Any, variables: Any, meta: Mapping[str, Any] 
       InputError: the folder exists, or the module or variables cannot be described.
       OSError: it cannot be written; nothing is left of it.
     """
+    check_path(path)
     path = Path(path).absolute()
-    check_path(str(path))
     if os.path.lexists(path):
         raise InputError(f"{path} exists already and checkpoints are never overwritten; choose another folder.")
     if path.parent.name == "checkpoints":
         raise InputError(f"{path} lies among a run's own checkpoints; choose another folder.")
+    if not isinstance(meta, Mapping | None):
+        raise InputError(f"The meta is {meta!r:.60}; pass a dict, for example {{'kind': 'dense'}}.")
     described = describe(module, variables, meta)
     try:
         json.dumps(described)
@@ -127,6 +129,7 @@ def find(path: str | Path) -> Path:
     Raises:
       InputError: there is none.
     """
+    check_path(path)
     if not str(path):
         raise InputError("The path of the checkpoint is empty; give a folder that jaxslim.train or jaxslim.prune made.")
     path = Path(path).absolute()
@@ -195,6 +198,8 @@ def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None)
         plain = all(isinstance(key, jax.tree_util.DictKey) and "/" not in str(key.key) for key in path)
         if not (path and plain and hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise InputError("A checkpoint holds nested dicts of arrays; convert the variables to dicts first.")
+        if not jnp.issubdtype(leaf.dtype, np.number) and leaf.dtype != bool:
+            raise InputError(f"The variables hold an array of {leaf.dtype}; turn it into numbers.")
         shapes["/".join(str(key.key) for key in path)] = [list(leaf.shape), str(leaf.dtype)]
     if not shapes:
         raise InputError("There are no arrays to save; pass the variables as module.init returns them.")
@@ -306,6 +311,10 @@ def epoch_folder(run: Path, epoch: int) -> Path:
 
 
 def _fields(module: Any) -> dict[str, Any]:
+    if isinstance(module, type) or not dataclasses.is_dataclass(module):
+        raise InputError(
+            f"The module is of type {type(module).__name__}; pass a Linen module, not its class or its variables."
+        )
     names = [field.name for field in dataclasses.fields(module) if field.init and field.name not in ("parent", "name")]
     return {name: _encode(name, getattr(module, name)) for name in names}
 
@@ -338,6 +347,8 @@ def _module(path: Path, meta: Mapping[str, Any], module_type: type | None) -> An
     except (KeyError, TypeError, ValueError):
         raise damaged(path, "its meta describes no module") from None
     build: Callable[..., Any] | None = module_type or _MODULES.get(name)
+    if not isinstance(build, type | None):
+        raise InputError(f"module_type is of type {type(build).__name__}; pass the class of the module.")
     if build is None:
         raise InputError(
             f"The checkpoint holds a {name}, which is not jaxslim's; pass its class, load(path, module_type=...). The "

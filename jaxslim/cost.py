@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.extend import core
 
+from jaxslim.channels import program
 from jaxslim.errors import InputError
 
 
@@ -30,14 +32,19 @@ def count(apply: Callable[..., Any], variables: Any, images: Any) -> Cost:
     Returns:
       `Cost(params, macs)`.
 
+    Raises:
+      InputError: `apply` does not run with these variables and images, or multiplies in a loop of unknown rounds.
+
     Example:
       >>> count(lambda w, x: x @ w, jax.ShapeDtypeStruct((3, 2), "float32"), jax.ShapeDtypeStruct((8, 3), "float32"))
       Cost(params=6, macs=6)
     """
     trained = variables["params"] if isinstance(variables, Mapping) and "params" in variables else variables
-    params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained))
+    params = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(trained))
+    if not getattr(images, "shape", ()):
+        raise InputError(f"The images are {images!r:.60}; pass an array or a ShapeDtypeStruct, batch first.")
     one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jax.dtypes.canonicalize_dtype(images.dtype))
-    return Cost(params, _macs(jax.make_jaxpr(apply)(variables, one).jaxpr))
+    return Cost(params, _macs(program(apply, variables, one).jaxpr))
 
 
 def _macs(jaxpr: Any) -> int:

@@ -17,8 +17,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "jaxslim"
 
 
-def check_path(path: str) -> None:
-    """Refuse a path that is not UTF-8 or holds a zero byte: orbax would stop with half of a checkpoint written."""
+def check_path(path: str | Path) -> None:
+    """Refuse what is no path, is not UTF-8 or holds a zero byte: orbax would stop with half of a checkpoint written."""
+    if not isinstance(path, str | Path):
+        raise InputError(f"The path is of type {type(path).__name__}; pass a str or a Path.")
+    path = str(path)
     if "\0" in path or any("\ud800" <= sign <= "\udfff" for sign in path):
         raise InputError(f"The path {path!r} is not valid UTF-8; choose another name.")
 

@@ -44,6 +44,10 @@ def train(config: TrainConfig) -> Trained:
       DivergedError: the loss is not finite any more; earlier checkpoints stay.
       StoppedError: SIGTERM or SIGINT came; the state is saved, in the middle of an epoch too.
     """
+    if not isinstance(config, TrainConfig):
+        raise InputError(
+            f"The config is of type {type(config).__name__}; pass a TrainConfig, such as load_config(path) gives."
+        )
     folder = Path(config.folder).absolute()
     check_folder(folder, config)
     if _is_finished(folder, config.epochs):
@@ -224,7 +228,8 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     there = json.loads(json.dumps(dataclasses.asdict(TrainConfig()))) | there  # a field may be younger than the run
     differ = [name for name in mine if name not in _PLACES and there.get(name) != mine[name]]
     if differ and checkpoint.finished(folder):  # a run that saved nothing has nothing to lose
-        what = ", ".join(f"{name} {there.get(name)} there, {mine[name]} here" for name in differ)
+        what = ", ".join(f"{name} {there.get(name)} there, {mine[name]} here" for name in differ[:3])
+        what += f", and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise InputError(f"{folder} holds another run ({what}); choose another --workdir or --name, or delete it.")
 
 

@@ -86,6 +86,8 @@ def prune(
     Raises:
       InputError: as `plan` and `cut`, or the module cannot be resized.
     """
+    if not hasattr(module, "apply"):
+        raise InputError(f"The module is of type {type(module).__name__}; pass a Linen module, as load(path) gives.")
     graph = trace(module.apply, variables, images)
     chosen = plan(graph, bn_scales(variables), ratio, **options)
     if absorb:
@@ -117,6 +119,9 @@ def apply_plan(module: Any, variables: Any, graph: ChannelGraph, plan: Plan, ima
 
 
 def _map(graph: ChannelGraph, tree: Any, plan: Plan, change: Any) -> Any:
+    if not (isinstance(graph, ChannelGraph) and isinstance(plan, Plan)):
+        given = f"a {type(graph).__name__} and a {type(plan).__name__}"
+        raise InputError(f"The graph and the plan are {given}; pass what trace and plan gave, and the tree between.")
     if len(plan.keep) != graph.num_units + 1:
         raise InputError(
             f"The plan is for {len(plan.keep) - 1} units and the graph has {graph.num_units}; trace the network that "

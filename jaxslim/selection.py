@@ -80,6 +80,10 @@ def plan(
         or a ratio that cannot be met; the message names the largest that can.
     """
     _check_arguments(ratio, min_channels, threshold, max_layer_ratio, multiple_of)
+    if not isinstance(graph, ChannelGraph):
+        raise InputError(f"The graph is of type {type(graph).__name__}; pass what jaxslim.trace gave.")
+    if isinstance(leave, str) or not isinstance(leave, Collection):
+        raise InputError(f"leave is {leave!r}; it must hold names of layers, for example ('bn0',).")
     layers = _layers(graph, scores)
     score = np.full(graph.num_units + 1, -math.inf)
     for _, units, values in layers:
@@ -131,17 +135,24 @@ def _check_arguments(
 ) -> None:
     if (ratio is None) == (threshold is None):
         raise InputError("Give either a ratio or a threshold, for example a ratio of 0.7.")
-    if ratio is not None and not 0 <= ratio < 1:
-        raise InputError(f"The ratio is {ratio}; it must lie in [0, 1): 0.7 cuts 70 % of the channels.")
-    if threshold is not None and not threshold >= 0:
-        raise InputError(f"The threshold is {threshold}; it must be a number of at least 0, for example 0.01.")
-    if not 0 < max_layer_ratio <= 1:
-        raise InputError(f"max_layer_ratio is {max_layer_ratio}; it must be a share in (0, 1], for example 0.5.")
+    if ratio is not None and not (_is_number(ratio) and 0 <= ratio < 1):
+        raise InputError(f"The ratio is {ratio!r}; it must lie in [0, 1): 0.7 cuts 70 % of the channels.")
+    if threshold is not None and not (_is_number(threshold) and threshold >= 0):
+        raise InputError(f"The threshold is {threshold!r}; it must be a number of at least 0, for example 0.01.")
+    if not (_is_number(max_layer_ratio) and 0 < max_layer_ratio <= 1):
+        raise InputError(f"max_layer_ratio is {max_layer_ratio!r}; it must be a share in (0, 1], for example 0.5.")
     for name, value in (("min_channels", min_channels), ("multiple_of", multiple_of)):
+        if not _is_number(value, "iu"):
+            raise InputError(f"{name} is {value!r}; it must be an integer.")
         if value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1.")
         if value >= 2**31:
             raise InputError(f"{name} is {value}; it must be below 2147483648.")
+
+
+def _is_number(value: Any, kinds: str = "iuf") -> bool:
+    """Whether `value` is one, of Python, NumPy or JAX, and of a dtype of these kinds."""
+    return isinstance(value, int) or (np.ndim(value) == 0 and np.asarray(value).dtype.kind in kinds)
 
 
 _Layers = list[tuple[str, np.ndarray, np.ndarray]]
@@ -151,10 +162,14 @@ def _layers(graph: ChannelGraph, scores: Any) -> _Layers:
     """Name, units (channels,) and scores (channels,) of every scored parameter, in network order."""
     found = []
     for path, value in leaf_paths(scores):
-        number, values, name = graph.find(path), np.asarray(value, np.float64), "/".join(path)
+        number, name = graph.find(path), "/".join(path)
         if number is None:
             raise InputError(f"The scores hold {name}, which is no parameter of the traced network.")
         shape = graph.shapes[number]
+        try:
+            values = np.asarray(value, np.float64)
+        except (TypeError, ValueError):
+            raise InputError(f"The scores {name} are {value!r:.60}; give numbers.") from None
         if not shape or values.shape not in (shape, shape[-1:]):
             raise InputError(f"The scores {name} have shape {values.shape}; the parameter has shape {shape}.")
         if np.isnan(values).any():

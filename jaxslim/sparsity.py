@@ -39,7 +39,7 @@ def l1_subgradient(strength: float, mask: Any) -> optax.GradientTransformation:
             raise InputError("l1_subgradient needs the parameters: call update(gradients, state, params).")
         return jax.tree.map(lambda g, p: g + strength * jnp.sign(p).astype(g.dtype), updates, params), state
 
-    return optax.masked(optax.GradientTransformation(lambda _: optax.EmptyState(), update), mask)
+    return _masked(optax.GradientTransformation(lambda _: optax.EmptyState(), update), mask)
 
 
 def l1_proximal(strength: float, learning_rate: optax.ScalarOrSchedule, mask: Any) -> optax.GradientTransformation:
@@ -84,7 +84,7 @@ def l1_proximal(strength: float, learning_rate: optax.ScalarOrSchedule, mask: An
     def init(params: Any) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
-    return optax.masked(optax.GradientTransformation(init, update), mask)
+    return _masked(optax.GradientTransformation(init, update), mask)
 
 
 def bn_scale_mask(variables: Mapping[str, Any]) -> Any:
@@ -135,8 +135,22 @@ def scale_values(variables: Any) -> np.ndarray:
 
 
 def _check_strength(strength: float) -> None:
-    if not strength >= 0:
-        raise InputError(f"The L1 strength is {strength}; it must be a number of at least 0, for example 1e-4.")
+    if isinstance(strength, str | None) or not strength >= 0:
+        raise InputError(f"The L1 strength is {strength!r}; it must be a number of at least 0, for example 1e-4.")
+
+
+def _masked(transform: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
+    def aimed(params: Any) -> Any:
+        tree = mask(params) if callable(mask) else mask
+        try:
+            return jax.tree.map(lambda use, part: use, tree, params)
+        except ValueError as error:
+            raise InputError(
+                "The mask has another structure than the parameters; pass bn_scale_mask(variables) and use it with "
+                'variables["params"].'
+            ) from error
+
+    return optax.masked(transform, aimed)
 
 
 def _paths(tree: Any, name: str) -> list[tuple[Any, ...]]:

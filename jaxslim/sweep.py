@@ -139,7 +139,7 @@ def study(
     images = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)
     check_classes(loaded, images, path)
     scales = {"baseline": scale_values(load(baseline).variables)} if baseline else {}
-    scales[loaded.meta.get("kind", "network")] = scale_values(loaded.variables)
+    scales[str(loaded.meta.get("kind", "network"))] = scale_values(loaded.variables)
     rows = []
     before: dict[str, int] = {}
     cutting: dict[str, Any] = {"min_channels": min_channels, "absorb": absorb, "recalibrate": recalibrate}

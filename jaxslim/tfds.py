@@ -4,13 +4,14 @@ import contextlib
 import difflib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets
 
-from jaxslim.errors import InputError
+from jaxslim.errors import InputError, first_line
 from jaxslim.sources import Dataset, Source, Split, allocate, assemble, fit, stamp, track
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def find(name: str, data_dir: str | None) -> Source:
         except (NotImplementedError, ImportError) as error:
             raise InputError(
                 f"{name} in {builder.data_dir} is stored as {builder.info.file_format.value}, which cannot be read "
-                f"here; delete that folder and prepare it again with file_format='array_record'. {advice}"
+                f"here; delete that folder. {advice}"
             ) from error
 
     def read(image_size: int, channels: int) -> Dataset:
@@ -63,8 +64,8 @@ def _advice(name: str, root: str) -> str:
         "Preparing it needs TensorFlow once; training does not:\n"
         "  pip install tensorflow\n"
         '  python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder({name!r}, file_format='array_record', data_dir={root!r}).download_and_prepare()\"\n"
-        "array_record exists for Linux; elsewhere use digits, an .npz, an image folder or a CIFAR binary archive."
+        f"tfds.builder({name!r}, file_format='array_record', data_dir={root!r}).download_and_prepare()\""
+        + ("" if sys.platform == "linux" else "\nThat takes Linux; elsewhere use an .npz, an image folder or digits.")
     )
 
 
@@ -78,9 +79,8 @@ def _builder(name: str, root: str, advice: str) -> Any:
             f"There is no data set called {name}; did you mean {close}, or the path of a folder, .npz or archive?"
         ) from None
     except Exception as error:  # by cause: AssertionError, ImportError, RuntimeError, protobuf's ParseError, ...
-        cause = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"TFDS cannot open {name} in {root}: {cause}\nIf its files are damaged, delete its folder. {advice}"
+            f"TFDS cannot open {name} in {root} ({first_line(error)}); if it is damaged, delete its folder. {advice}"
         ) from error
 
 
@@ -103,7 +103,9 @@ def _examples(name: str, split: Any, advice: str) -> Iterator[dict]:
             with _quiet_absl():
                 examples = split.__getitems__(list(range(start, min(start + 500, len(split)))))
         except Exception as error:  # a missing or damaged file makes array_record raise one of many unrelated types
-            raise InputError(f"The files of {name} are damaged: {error}. Delete its folder. {advice}") from error
+            raise InputError(
+                f"The files of {name} are damaged ({first_line(error)}); delete its folder. {advice}"
+            ) from error
         yield from examples
 
 

@@ -79,7 +79,13 @@ def assert_refused(done, message):
         assert message in flat(done.err), done.err
     else:
         assert flat(done.err).startswith(f"jaxslim: {message}"), done.err
-        assert len(done.err.splitlines()) < 3
+        assert lines(done.err) <= 3
+
+
+def lines(message):
+    """How many a terminal of 100 columns shows, apart from commands on lines of their own and the folders of pytest."""
+    short = re.sub(r"\S*/pytest-\d+/(popen-gw\d+/)?|x{99,}", "", message)
+    return sum(math.ceil(len(line) / 100) for line in short.splitlines() if not line.startswith("  "))
 
 
 # At the command line
@@ -211,6 +217,14 @@ COMMAND_LINES = {
     "nothing to evaluate": ("evaluate", "Missing from python -m jaxslim.evaluate"),
     "two to evaluate": ("evaluate sparse pruned", "Unrecognized options: pruned"),
     "folder of checkpoints": ("evaluate sparse/checkpoints", "{home}/sparse/checkpoints " + NO_CHECKPOINT),
+    "empty checkpoint": (
+        "prune '' --out new --ratio 0.5",
+        "The path of the checkpoint is empty; give a folder that jaxslim.train or",
+    ),
+    "data not prepared": (
+        "train config.py --workdir new --dataset cifar100 --data-dir tfds",
+        "cifar100 is not prepared in tfds. Preparing it needs TensorFlow once; training does not: pip install tensorfl",
+    ),
     "no such name": ("evaluate sparse/newest", "There is no checkpoint {home}/sparse/newest; check the path."),
     "batch of none": ("evaluate sparse --batch-size 0", "batch_size is 0; it must be at least 1."),
     "no data folder": ("evaluate sparse --data-dir ''", "data_dir is empty; give a path, or leave it out."),
@@ -533,6 +547,14 @@ def test_in_a_checkpoint(call, home, tmp_path, monkeypatch, line, change, messag
     assert not (tmp_path / "new").exists()
 
 
+def test_a_kind_that_is_no_text_is_shown_as_it_is(call, home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(home / "pruned", tmp_path / "copy")
+    meta(kind=["dense"])(tmp_path / "copy")
+    done = call("sweep copy --ratios 0.5")
+    assert (done.code, "Traceback" in done.err) == (0, False)
+
+
 # In a run that was damaged or edited, and is then continued
 
 
@@ -677,6 +699,7 @@ def network(home):
     module, variables, _ = jaxslim.load(home / "sparse")
     images = np.zeros((1, 8, 8, 1), np.float32)
     graph = jaxslim.trace(module.apply, variables, images)
+    kind = type(module)
     scores = jaxslim.bn_scales(variables)
     plan = jaxslim.plan(graph, scores, 0.5)
     other = jaxslim.trace(lambda w, x: x @ w["a"] @ w["b"], {"a": np.ones((1, 3)), "b": np.ones((3, 1))}, images[0, 0])
@@ -699,6 +722,7 @@ def one_scale(value):
     return {"params": {"bn0": {"scale": np.array(value)}}}
 
 
+NOT_APPLIED = "The network cannot be applied ("
 CALLS = {
     "plan per cent": (
         lambda n: jaxslim.plan(n.graph, n.scores, 50),
@@ -718,7 +742,69 @@ CALLS = {
     ),
     "plan by a name": (
         lambda n: jaxslim.plan(n.graph, n.scores, 0.5, leave="bn0"),
-        "There is no layer 0 to leave alone",
+        "leave is 'bn0'; it must hold names of layers, for example ('bn0',).",
+    ),
+    "plan with None to leave": (
+        lambda n: jaxslim.plan(n.graph, n.scores, 0.5, leave=None),
+        "leave is None; it must",
+    ),
+    "plan in quotes": (lambda n: jaxslim.plan(n.graph, n.scores, "0.5"), "The ratio is '0.5'; it must lie in [0, 1): "),
+    "plan two ratios": (lambda n: jaxslim.plan(n.graph, n.scores, [0.5, 0.7]), "The ratio is [0.5, 0.7]; it must lie"),
+    "plan a threshold in quotes": (
+        lambda n: jaxslim.plan(n.graph, n.scores, None, threshold="0.1"),
+        "The threshold is '0.1'; it must be a number of at least 0",
+    ),
+    "plan half a channel": (
+        lambda n: jaxslim.plan(n.graph, n.scores, 0.5, 1.5),
+        "min_channels is 1.5; it must be an",
+    ),
+    "plan a multiple in quotes": (
+        lambda n: jaxslim.plan(n.graph, n.scores, 0.5, multiple_of="8"),
+        "multiple_of is '8'; it must be an integer.",
+    ),
+    "plan by words": (
+        lambda n: jaxslim.plan(n.graph, {"params": {"bn0": {"scale": "high"}}}, 0.5),
+        "The scores params/bn0/scale are 'high'; give numbers.",
+    ),
+    "plan of a module": (
+        lambda n: jaxslim.plan(n.module, n.scores, 0.5),
+        "The graph is of type VGG; pass what",
+    ),
+    "trace a module": (lambda n: jaxslim.trace(n.module, n.variables, n.images), NOT_APPLIED + "Can't call compact"),
+    "trace a class": (lambda n: jaxslim.trace(n.kind.apply, n.variables, n.images), NOT_APPLIED + "Can only call ini"),
+    "trace params": (
+        lambda n: jaxslim.trace(n.module.apply, n.variables["params"], n.images),
+        NOT_APPLIED + 'Tried to access "kernel" from collection "params" in "/conv0" but the collection is empty.); ',
+    ),
+    "trace params without statistics": (
+        lambda n: jaxslim.trace(n.module.apply, {"params": n.variables["params"]}, n.images),
+        NOT_APPLIED + 'Tried to access "mean" from collection "batch_stats"',
+    ),
+    "trace a list": (lambda n: jaxslim.trace(n.module.apply, [1], n.images), NOT_APPLIED + "'list' object has no attr"),
+    "trace an image": (
+        lambda n: jaxslim.trace(n.module.apply, n.variables, n.images[0]),
+        "The images have shape (8, 8, 1); pass an array (n, height, width, channels).",
+    ),
+    "trace no images": (
+        lambda n: jaxslim.trace(n.module.apply, n.variables, None),
+        "The images have shape (); pass",
+    ),
+    "trace colour images": (
+        lambda n: jaxslim.trace(n.module.apply, n.variables, np.zeros((1, 8, 8, 3))),
+        NOT_APPLIED + 'For parameter "kernel" in "/conv0"',
+    ),
+    "apply to an image": (lambda n: n.module.apply(n.variables, n.images[0]), "The images have shape (8, 8, 1); pass "),
+    "a model's name as widths": (
+        lambda n: jaxslim.VGG("vgg11").init(jax.random.key(0), n.images),
+        "widths is 'vgg11'; give channels and \"M\" for poolings, or use jaxslim.vgg11().",
+    ),
+    "resize by params": (
+        lambda n: n.module.resized(n.variables["params"]),
+        "The variables are not of this VGG ('params'); pass all that its init returned.",
+    ),
+    "train a dict": (
+        lambda n: loop.train({"epochs": 3}),
+        "The config is of type dict; pass a TrainConfig, such as load_config(path) gives.",
     ),
     "plan by few scores": (
         lambda n: jaxslim.plan(n.graph, one_scale([1, 2]), 0.5),
@@ -735,6 +821,14 @@ CALLS = {
     "cut by another's plan": (
         lambda n: jaxslim.cut(n.other, n.variables, n.plan),
         "The plan is for 12 units and the gr",
+    ),
+    "cut by a ratio": (
+        lambda n: jaxslim.cut(n.graph, n.variables, 0.5),
+        "The graph and the plan are a ChannelGraph and a float; pass what trace and plan gave, and the tree between.",
+    ),
+    "zero without a graph": (
+        lambda n: jaxslim.zero(None, n.variables, n.plan),
+        "The graph and the plan are a NoneType and a Plan; pass what trace",
     ),
     "cut twice": (
         lambda n: jaxslim.cut(n.graph, jaxslim.cut(n.graph, n.variables, n.plan), n.plan),
@@ -756,6 +850,12 @@ CALLS = {
         lambda n: jaxslim.prune(n.module, n.variables, 50, n.images),
         "The ratio is 50; it must lie in [",
     ),
+    "prune in quotes": (lambda n: jaxslim.prune(n.module, n.variables, "0.5", n.images), "The ratio is '0.5'; it must"),
+    "prune a class": (lambda n: jaxslim.prune(n.kind, n.variables, 0.5, n.images), NOT_APPLIED + "Can only call init"),
+    "prune a path": (
+        lambda n: jaxslim.prune("runs/x", n.variables, 0.5, n.images),
+        "The module is of type str; pass a Linen module, as load(path) gives.",
+    ),
     "prune a plain module": (prune_plain, "Plain does not say how to build a narrower self: give it a method resized("),
     "save over a checkpoint": (
         lambda n: jaxslim.save(n.home / "pruned", n.module, n.variables),
@@ -764,6 +864,31 @@ CALLS = {
     "save into a run": (
         lambda n: jaxslim.save(n.home / "sparse" / "checkpoints" / "9", n.module, n.variables),
         "{home}/sparse/checkpoints/9 lies among a run's own checkpoints; choose another folder.",
+    ),
+    "save nowhere": (lambda n: jaxslim.save(None, n.module, n.variables), "The path is of type NoneType; pass a str "),
+    "save in another order": (
+        lambda n: jaxslim.save(n.module, n.variables, "x"),
+        "The path is of type VGG; pass a s",
+    ),
+    "save a class": (
+        lambda n: jaxslim.save(n.home / "new", n.kind, n.variables),
+        "The module is of type type; pass a Linen module, not its class or its variables.",
+    ),
+    "save no module": (
+        lambda n: jaxslim.save(n.home / "new", None, n.variables),
+        "The module is of type NoneType; ",
+    ),
+    "save a kind as meta": (
+        lambda n: jaxslim.save(n.home / "new", n.module, n.variables, "dense"),
+        "The meta is 'dense'; pass a dict, for example {'kind': 'dense'}.",
+    ),
+    "save words": (
+        lambda n: jaxslim.save(n.home / "new", n.module, {"a": np.array(["x"])}),
+        "The variables hold an array of <U1; turn it into numbers.",
+    ),
+    "save a key": (
+        lambda n: jaxslim.save(n.home / "new", n.module, {"a": jax.random.key(0)}),
+        "The variables hold an array of key<fry>; turn it into numbers.",
     ),
     "save nothing": (
         lambda n: jaxslim.save(n.home / "new", n.module, {}),
@@ -787,10 +912,25 @@ CALLS = {
     ),
     "load nothing": (lambda n: jaxslim.load(n.home / "no"), "There is no checkpoint {home}/no; check the path."),
     "load a data set": (lambda n: jaxslim.load(n.home / "data.npz"), "{home}/data.npz " + NO_CHECKPOINT),
+    "load None": (lambda n: jaxslim.load(None), "The path is of type NoneType; pass a str or a Path."),
+    "load a zero byte": (lambda n: jaxslim.load("a\0b"), "The path 'a\\x00b' is not valid UTF-8; choose another name."),
+    "load by an instance": (
+        lambda n: jaxslim.load(n.home / "pruned", n.module),
+        "module_type is of type VGG; pass the class of the module.",
+    ),
     "load as another": (
         lambda n: jaxslim.load(n.home / "pruned", Plain),
         f"The checkpoint's {VGG} cannot be built from",
     ),
+    "count no images": (
+        lambda n: jaxslim.count(n.module.apply, n.variables, None),
+        "The images are None; pass an array or a ShapeDtypeStruct, batch first.",
+    ),
+    "count for a shape": (
+        lambda n: jaxslim.count(n.module.apply, n.variables, (1, 8, 8, 1)),
+        "The images are (1, 8, 8, 1); pass an array or a Shape",
+    ),
+    "count a module": (lambda n: jaxslim.count(n.module, n.variables, n.images), NOT_APPLIED + "Can't call compact me"),
     "count in a loop": (
         count_a_loop,
         "The network multiplies inside a while loop, whose rounds cannot be counted; use",
@@ -798,6 +938,11 @@ CALLS = {
     "negative L1": (
         lambda n: jaxslim.l1_subgradient(-1, True),
         "The L1 strength is -1; it must be a number of at least",
+    ),
+    "L1 in quotes": (lambda n: jaxslim.l1_subgradient("1e-4", True), "The L1 strength is '1e-4'; it must be a number "),
+    "L1 of variables": (
+        lambda n: jaxslim.l1_subgradient(1e-4, jaxslim.bn_scale_mask(n.variables)).init(n.variables),
+        "The mask has another structure than the parameters; pass bn_scale_mask(variables) and use it with variables[",
     ),
     "L1 alone": (
         lambda n: (tx := jaxslim.l1_subgradient(1, True)).update(n.scores, tx.init(n.scores)),
@@ -825,5 +970,6 @@ def test_in_a_call(home, network, act, message):
         act(network)
     assert str(caught.value).startswith(message.replace("{home}", str(home)))
     assert "\n" not in str(caught.value)
+    assert lines(str(caught.value)) <= 3
     assert contents(home) == before
     assert not (home / "new").exists()

@@ -211,10 +211,10 @@ def test_the_submodule_prune_can_be_called_like_the_function() -> None:
             "for prune in (jaxslim.prune, jaxslim.prune.prune):\n"
             "    try:\n"
             "        prune(object(), {'params': {}}, 0.5, None)\n"
-            "    except AttributeError as error:\n"
+            "    except ValueError as error:\n"
             "        print(error)\n"
         ).splitlines()
-        == ["'object' object has no attribute 'apply'"] * 2
+        == ["The module is of type object; pass a Linen module, as load(path) gives."] * 2
     )
     assert callable(importlib.import_module("jaxslim.prune"))
     assert callable(jaxslim.prune)

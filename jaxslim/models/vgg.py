@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxslim import lowering
+from jaxslim.errors import InputError
 
 
 class VGG(nn.Module):
@@ -31,6 +32,10 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        if len(shape := getattr(images, "shape", ())) != 4:
+            raise InputError(f"The images have shape {shape}; pass an array (n, height, width, channels).")
+        if isinstance(self.widths, str):
+            raise InputError(f'widths is {self.widths!r}; give channels and "M" for poolings, or use jaxslim.vgg11().')
         x = images
         layer = 0
         for width in self.widths:
@@ -69,7 +74,12 @@ class VGG(nn.Module):
         def kept() -> int:
             return variables["params"][f"conv{next(layers)}"]["kernel"].shape[-1]
 
-        return self.clone(widths=tuple("M" if width == "M" else kept() for width in self.widths))
+        try:
+            return self.clone(widths=tuple("M" if width == "M" else kept() for width in self.widths))
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"The variables are not of this VGG ({error}); pass all that its init returned."
+            ) from error
 
 
 def max_pool(x: jax.Array) -> jax.Array:
