@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from jaxslim.models import vgg16 as vgg16
     from jaxslim.models import vgg19 as vgg19
     from jaxslim.prune import Pruned as Pruned
-    from jaxslim.prune import cut as cut
     from jaxslim.prune import prune as prune
-    from jaxslim.prune import zero as zero
     from jaxslim.recalibration import recalibrate as recalibrate
     from jaxslim.selection import Plan as Plan
     from jaxslim.selection import plan as plan
@@ -30,6 +28,8 @@ if TYPE_CHECKING:
     from jaxslim.sparsity import bn_scales as bn_scales
     from jaxslim.sparsity import l1_proximal as l1_proximal
     from jaxslim.sparsity import l1_subgradient as l1_subgradient
+    from jaxslim.surgery import cut as cut
+    from jaxslim.surgery import zero as zero
 
 # Imported when first used, so that `python -m jaxslim.train --help` does not wait for JAX.
 _HOMES = {
@@ -40,10 +40,11 @@ _HOMES = {
     "cost": ("Cost", "count"),
     "errors": ("InputError",),
     "models": ("VGG", "vgg11", "vgg13", "vgg16", "vgg19"),
-    "prune": ("Pruned", "cut", "prune", "zero"),
+    "prune": ("Pruned", "prune"),
     "recalibration": ("recalibrate",),
     "selection": ("Plan", "plan"),
     "sparsity": ("bn_scale_mask", "bn_scales", "l1_proximal", "l1_subgradient"),
+    "surgery": ("cut", "zero"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)

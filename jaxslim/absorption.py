@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxslim.channels import ChannelGraph, leaf_paths
+from jaxslim.channels import ChannelGraph, leaf_paths, program
 from jaxslim.errors import InputError
 from jaxslim.rules.control import inner_program
 from jaxslim.selection import Plan
@@ -62,13 +62,16 @@ def absorber(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, ima
             raise InputError(f"{'/'.join(path)} {np.shape(leaf)} is none of the traced variables; trace these first.")
         units.append(graph.units[number])
     scales = [path for path, is_scale in leaf_paths({"params": bn_scale_mask(variables)}) if is_scale]
-    closed = jax.make_jaxpr(lambda leaves: apply(jax.tree.unflatten(structure, leaves), images))(leaves)
+    if isinstance(images, jax.ShapeDtypeStruct):
+        raise InputError("The images are a ShapeDtypeStruct, and absorbing evaluates the network; pass an array.")
+    closed = program(lambda leaves, x: apply(jax.tree.unflatten(structure, leaves), x), leaves, images)
 
     def shifts(whole: list[Any], cut: list[Any], kept: list[Any]) -> dict[int, jax.Array]:
         values = [
             _Pair(*pair, leaf=number if np.ndim(pair[0]) == 1 else None, axis=0)
             for number, pair in enumerate(zip(whole, cut, strict=True))
         ]
+        values.append(_Pair(images, images))
         look = _Run(kept, frozenset())
         look.follow(closed, values)  # only to see who reads each vector; XLA leaves the rest out
         shift = _Run(kept, frozenset(leaf for leaf, reads in look.reads.items() if reads == [True]))

@@ -22,11 +22,12 @@ from jaxslim.cost import count
 from jaxslim.errors import InputError
 from jaxslim.evaluate import check_classes, training_config
 from jaxslim.loop import train
-from jaxslim.prune import Pruned, apply_plan, difference, save_cut, tolerance, zero
+from jaxslim.prune import Pruned, apply_plan, difference, save_cut, tolerance
 from jaxslim.recalibration import recalibrator
 from jaxslim.report import Report, SweepRow
 from jaxslim.selection import Plan, plan
 from jaxslim.sparsity import bn_scales, scale_values
+from jaxslim.surgery import zero
 
 
 class Cut(NamedTuple):
