@@ -17,7 +17,7 @@ from jaxslim import checkpoint, data, models, runs, steps
 from jaxslim.config import TrainConfig, check_widths
 from jaxslim.errors import DivergedError, InputError, StoppedError
 from jaxslim.files import LOCK, check_path, flush, locked, write_whole
-from jaxslim.processes import is_first, wait
+from jaxslim.processes import FILE, is_first, wait
 from jaxslim.progress import Progress
 from jaxslim.sealing import damage
 from jaxslim.sparsity import bn_scale_mask, scale_values
@@ -213,7 +213,9 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     check_path(str(folder))
     file = folder / "config.json"
     if not file.exists():
-        if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
+        if folder.exists() and (
+            not folder.is_dir() or any(not path.name.startswith((LOCK, FILE)) for path in folder.iterdir())
+        ):
             raise InputError(f"{folder} holds other files and no run; choose another --workdir.")
         return
     if (checkpoints := folder / "checkpoints").exists() and not checkpoints.is_dir():

@@ -1,24 +1,46 @@
-"""Several processes that train one network together: joining them, and what only the first does."""
+"""Several processes that train one network together: joining them, what only the first does, and losing one."""
 
+import contextlib
+import fcntl
 import os
+import platform
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
 
-from jaxslim.errors import InputError
+from jaxslim.errors import DivergedError, InputError, StoppedError
 
 HEARTBEAT = 60
 """Seconds after which JAX counts a silent process as lost and ends the others."""
 
+FILE = ".process-"
+"""Begins the name of each process's file in the run's folder; the process holds a lock on it as long as it lives."""
 
-def join() -> None:
+_PAUSE, _PATIENCE = 0.3, 20.0  # seconds from look to look, and for what the others are about to do; below HEARTBEAT
+
+
+@contextlib.contextmanager
+def joined(folder: Path) -> Iterator[None]:
     """Join the processes that JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID describe, if they are set.
 
+    Within it, this process ends with a message and code 1 as soon as another is lost. With others, it ends the process
+    after its body, with code 0.
+
+    Args:
+      folder: the run's, which all of them see.
+
     Raises:
-      InputError: only some of them are set, or they are no numbers.
+      InputError: only some of the variables are set, or they are no numbers; or such a process is there already.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if not address:
+        yield
         return
     try:
         number, index = (int(os.environ[name]) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
@@ -29,7 +51,134 @@ def join() -> None:
             "JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers too, the second "
             "below the first, for example 2 and 0."
         )
-    jax.distributed.initialize(address, number, index, heartbeat_timeout_seconds=HEARTBEAT)
+    with _announced(folder, index):
+        others = _Others([folder / f"{FILE}{other}" for other in range(number) if other != index])
+        with others.watched():
+            here = _relay(address) if index else address  # process 0 runs JAX's service itself
+            jax.distributed.initialize(here, number, index, heartbeat_timeout_seconds=HEARTBEAT)
+            others.complete = True
+            yield
+    others.wait()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # JAX's own end would wait for the others again, and abort when one of them has left
+
+
+class _Others:
+    """The other processes of a run, each seen by its file."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.complete = False  # all have been here
+        self._files, self._names = files, dict.fromkeys(files, "")
+        self._over, self._patience = threading.Event(), _PATIENCE
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        threading.Thread(target=self._watch, daemon=True).start()
+        try:
+            yield
+        except (InputError, DivergedError, StoppedError):
+            raise
+        except Exception:  # JAX's, in the middle of a step, is often the first sign that another has gone
+            self._patience = 0
+            time.sleep(_PATIENCE / 2)
+            raise
+        finally:
+            self._over.set()
+
+    def wait(self) -> None:
+        """Until all have ended: they may still be reading what this process sent them."""
+        until = time.monotonic() + HEARTBEAT
+        while any(alive and name for name, alive in map(_look, self._files)) and time.monotonic() < until:
+            time.sleep(_PAUSE / 10)
+
+    def _watch(self) -> None:
+        gone: dict[Path, float] = {}
+        while not self._over.wait(_PAUSE):
+            for file in self._files:
+                name, alive = _look(file)
+                if alive:
+                    self._names[file] = name or self._names[file]
+                    gone.pop(file, None)
+                elif name and (self.complete or self._names[file]):
+                    self._end(f"{name} was lost")
+                elif self._names[file]:
+                    since = gone.setdefault(file, time.monotonic())
+                    if time.monotonic() - since >= self._patience:
+                        self._end(f"{self._names[file]} has ended before this one, and says why")
+
+    def _end(self, what: str) -> None:
+        if self._over.is_set():
+            return
+        cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # which progress bars hide
+        advice = "run the same commands again, and training goes on from its latest checkpoint."
+        print(f"{cursor}jaxslim: {what}; {advice}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _announced(folder: Path, index: int) -> Iterator[None]:
+    """Show the other processes that this one is here; its file is empty when it has ended by itself."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{FILE}{index}"
+    until = time.monotonic() + _PATIENCE
+    with path.open("a+") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # one that looks has it for a moment
+                if time.monotonic() > until:
+                    owner = path.read_text() or "another process"
+                    how = "wait for it, or choose another --workdir"
+                    raise InputError(f"{folder} is in use by {owner}; {how}.") from None
+                time.sleep(_PAUSE / 10)
+        file.truncate(0)
+        file.write(f"process {index} (pid {os.getpid()} on {platform.node()})")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _look(path: Path) -> tuple[str, bool]:
+    """What the process of `path` calls itself, nothing when it has ended by itself, and whether it is alive."""
+    try:
+        with path.open("r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return file.read(), True
+            return file.read(), False
+    except OSError:
+        return "", False
+
+
+def _relay(address: str) -> str:
+    """An address here that stands for `address`, and stays open when that is lost: JAX would abort this process."""
+    host, _, port = address.rpartition(":")
+    listener = socket.create_server(("localhost", 0))
+
+    def serve() -> None:
+        while True:
+            near, _ = listener.accept()
+            try:
+                far = socket.create_connection((host.strip("[]"), int(port)))
+            except OSError:
+                near.close()  # process 0 is not there yet; JAX tries again
+                continue
+            for ends in ((near, far), (far, near)):
+                threading.Thread(target=_pass_on, args=ends, daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"localhost:{listener.getsockname()[1]}"
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
 
 
 def is_first() -> bool:

@@ -1,6 +1,7 @@
 """Train a network: `python -m jaxslim.train [CONFIG] [--overrides]`."""
 
 import dataclasses
+from pathlib import Path
 
 from jaxslim.cli import load_config, run
 from jaxslim.config import DIGITS, TrainConfig
@@ -37,13 +38,15 @@ def main(argv: list[str]) -> None:
 
     import jax
 
-    from jaxslim.loop import train
-    from jaxslim.processes import join
+    from jaxslim.loop import check_folder, train
+    from jaxslim.processes import joined
 
     if not config.compilation_cache:
         jax.config.update("jax_enable_compilation_cache", False)
-    join()
-    train(config)
+    folder = Path(config.folder).absolute()
+    check_folder(folder, config)
+    with joined(folder):
+        train(config)
 
 
 if __name__ == "__main__":

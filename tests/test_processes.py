@@ -1,10 +1,12 @@
 """Two processes that train one network: one result, one checkpoint, and going on."""
 
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from jaxslim.errors import InputError, StoppedError
 from jaxslim.loop import train
 
 MINUTES = 2
+EPOCHS = 24
 
 
 def free_port():
@@ -58,11 +61,11 @@ def assert_close_runs(one, other):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return train(tiny(tmp_path_factory.mktemp("alone"), epochs=8, flip=False)).folder
+    return train(tiny(tmp_path_factory.mktemp("alone"), epochs=EPOCHS, flip=False)).folder
 
 
 def test_two_processes_give_what_one_gives(tmp_path, alone):
-    config = tiny(tmp_path, epochs=8, flip=False)
+    config = tiny(tmp_path, epochs=EPOCHS, flip=False)
     (first_out, _, first), (second_out, second_err, second) = finish(start(config))
     assert (first, second) == (0, 0), second_err
     assert "accuracy" in first_out
@@ -71,7 +74,7 @@ def test_two_processes_give_what_one_gives(tmp_path, alone):
 
 
 def test_two_processes_go_on_where_one_stopped(tmp_path, alone):
-    config = tiny(tmp_path, epochs=8, flip=False)
+    config = tiny(tmp_path, epochs=EPOCHS, flip=False)
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, "train_step", 20, signal.SIGTERM)
         with pytest.raises(StoppedError):
@@ -80,17 +83,54 @@ def test_two_processes_go_on_where_one_stopped(tmp_path, alone):
     assert_close_runs(config.folder, alone)
 
 
+def started_and_at_work(config):
+    """The processes of a run, with an epoch behind them."""
+    started = start(config)
+    until = time.monotonic() + 60 * MINUTES
+    while not checkpoint.finished(Path(config.folder)) and time.monotonic() < until:
+        time.sleep(0.01)
+    return started
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_other_with_its_name(tmp_path, alone, lost):
+    config = tiny(tmp_path, epochs=EPOCHS, flip=False)
+    started = started_and_at_work(config)
+    started[lost].kill()
+    _, err, code = finish(started)[1 - lost]
+    assert code == 1, err
+    assert [line for line in err.splitlines() if not line.startswith("epoch ")] == [
+        f"jaxslim: process {lost} (pid {started[lost].pid} on {platform.node()}) was lost; run the same commands "
+        "again, and training goes on from its latest checkpoint."
+    ]
+    assert [code for *_, code in finish(start(config))] == [0, 0]
+    assert_close_runs(config.folder, alone)
+
+
+def test_a_signal_to_all_loses_none(tmp_path):
+    started = started_and_at_work(tiny(tmp_path, epochs=1000))
+    for process in started:
+        process.terminate()
+    for _, err, code in finish(started):
+        assert code == 128 + signal.SIGTERM, err
+        assert "stopped by SIGTERM" in err
+        assert "lost" not in err
+
+
 @pytest.mark.parametrize(
     "variables", [{}, {"JAX_NUM_PROCESSES": "2"}, {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}]
 )
-def test_variables_that_describe_no_process(monkeypatch, variables):
+def test_variables_that_describe_no_process(tmp_path, monkeypatch, variables):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match="JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers too"):
-        processes.join()
+    with (
+        pytest.raises(InputError, match="JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers too"),
+        processes.joined(tmp_path),
+    ):
+        pass
 
 
 def test_a_process_alone_waits_for_none():
