@@ -17,7 +17,8 @@ from jaxslim.files import cache_folder
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
-    """Call `main(arguments)` and exit: 0, 2 for unusable input, 1 for a run that diverged, 128 + a signal's number.
+    """Call `main(arguments)` and exit: 0, 2 for unusable input, 1 for a run that diverged or lost a process (see
+    `processes`), 128 + a signal's number.
 
     What JAX compiles is kept in the user's cache folder (JAX's persistent compilation cache); variables that the user
     has set, such as JAX_COMPILATION_CACHE_DIR, win.
