@@ -52,7 +52,7 @@ def joined(folder: Path) -> Iterator[None]:
             "below the first, for example 2 and 0."
         )
     with _announced(folder, index):
-        others = _Others([folder / f"{FILE}{other}" for other in range(number) if other != index])
+        others = _Others(folder, number, index)
         with others.watched():
             here = _relay(address) if index else address  # process 0 runs JAX's service itself
             jax.distributed.initialize(here, number, index, heartbeat_timeout_seconds=HEARTBEAT)
@@ -67,9 +67,11 @@ def joined(folder: Path) -> Iterator[None]:
 class _Others:
     """The other processes of a run, each seen by its file."""
 
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(self, folder: Path, number: int, index: int) -> None:
         self.complete = False  # all have been here
-        self._files, self._names = files, dict.fromkeys(files, "")
+        self._files = [folder / f"{FILE}{other}" for other in range(number)]
+        self._mine = self._files.pop(index)
+        self._names = dict.fromkeys(self._files, "")
         self._over, self._patience = threading.Event(), _PATIENCE
 
     @contextlib.contextmanager
@@ -80,7 +82,7 @@ class _Others:
         except (InputError, DivergedError, StoppedError):
             raise
         except Exception:  # JAX's, in the middle of a step, is often the first sign that another has gone
-            self._patience = 0
+            self._patience = 1  # a lost one is looked for before that
             time.sleep(_PATIENCE / 2)
             raise
         finally:
@@ -103,9 +105,10 @@ class _Others:
                 elif name and (self.complete or self._names[file]):
                     self._end(f"{name} was lost")
                 elif self._names[file]:
-                    since = gone.setdefault(file, time.monotonic())
-                    if time.monotonic() - since >= self._patience:
-                        self._end(f"{self._names[file]} has ended before this one, and says why")
+                    gone.setdefault(file, time.monotonic())
+            for file, since in gone.items():  # after the lost ones, since these may have ended for that
+                if time.monotonic() - since >= self._patience:
+                    self._end(f"{self._names[file]} has ended before this one, and says why")
 
     def _end(self, what: str) -> None:
         if self._over.is_set():
@@ -113,6 +116,7 @@ class _Others:
         cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # which progress bars hide
         advice = "run the same commands again, and training goes on from its latest checkpoint."
         print(f"{cursor}jaxslim: {what}; {advice}", file=sys.stderr, flush=True)
+        os.truncate(self._mine, 0)  # this process is not the lost one
         os._exit(1)
 
 
