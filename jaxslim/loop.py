@@ -17,7 +17,7 @@ from jaxslim import checkpoint, data, models, runs, steps
 from jaxslim.config import TrainConfig, check_widths
 from jaxslim.errors import DivergedError, InputError, StoppedError
 from jaxslim.files import LOCK, check_path, flush, locked, write_whole
-from jaxslim.processes import FILE, is_first, wait
+from jaxslim.processes import FILE, is_first, largest, wait
 from jaxslim.progress import Progress
 from jaxslim.sealing import damage
 from jaxslim.sparsity import bn_scale_mask, scale_values
@@ -102,7 +102,7 @@ def train(config: TrainConfig) -> Trained:
         saver = stack.enter_context(contextlib.closing(runs.Saver(folder)))
         writer = stack.enter_context(board(str(folder / "tensorboard"))) if board and is_first() else None
         progress = stack.enter_context(Progress(config.name, config.epochs, epochs_done, steps_per_epoch))
-        check = stack.enter_context(stop_requests())
+        check = stack.enter_context(stop_requests(largest))
         for epoch in range(epochs_done + 1, config.epochs + 1):
             started = time.perf_counter()
             order = steps.order(config.seed, epoch, len(images.train_labels), config.batch_size)
@@ -123,6 +123,8 @@ def train(config: TrainConfig) -> Trained:
                 sums = {name: np.concatenate(jax.device_get(column)).tolist() for name, column in _columns(totals)}
                 meta = checkpoint.describe(module, state.variables, {**lineage, "epoch": epoch, "sums": sums})
                 saver.save_interrupted(state.variables, state.optimizer, meta)
+                saver.wait()
+                wait("for the state to be saved")
                 raise
             seen, totals = order.size, []
             loss, correct, finite = float(losses.sum()), float(hits.sum()), losses[np.isfinite(losses)]
@@ -132,6 +134,7 @@ def train(config: TrainConfig) -> Trained:
             l1 = float(scales.sum())
             if not (math.isfinite(loss) and math.isfinite(l1)):
                 saver.wait()
+                wait("for the checkpoint before")
                 bad = [*np.flatnonzero(~np.isfinite(losses)), len(losses) - 1]  # or the last, if only scales are not
                 at = (epoch - 1) * steps_per_epoch + int(bad[0]) + 1
                 raise DivergedError(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxslim.errors import DivergedError, InputError, StoppedError
@@ -194,3 +195,10 @@ def wait(what: str) -> None:
     """Wait until all processes are here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers that all processes give."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))

@@ -10,11 +10,14 @@ from jaxslim.errors import StoppedError
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], None]]:
+def stop_requests(agree: Callable[[int], int] = int) -> Iterator[Callable[[], None]]:
     """Within it, the first signal only raises a flag, and the function that it gives raises StoppedError then.
 
     So a run stops where its state is whole. A second signal acts at once, as without this. Outside the main thread,
     where Python takes no signals, nothing changes.
+
+    Args:
+      agree: makes the number of the signal, 0 for none, what all processes of a run go by, so that they stop together.
     """
     asked: list[int] = []
     before: dict[int, Any] = {}
@@ -28,8 +31,8 @@ def stop_requests() -> Iterator[Callable[[], None]]:
         restore()
 
     def check() -> None:
-        if asked:
-            raise StoppedError(asked[0])
+        if number := agree(asked[0] if asked else 0):
+            raise StoppedError(number)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):

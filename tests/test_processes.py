@@ -107,14 +107,17 @@ def test_a_lost_process_ends_the_other_with_its_name(tmp_path, alone, lost):
     assert_close_runs(config.folder, alone)
 
 
-def test_a_signal_to_all_loses_none(tmp_path):
+@pytest.mark.parametrize("asked", [(0, 1), (0,), (1,)])
+def test_a_signal_stops_all_at_the_same_step(tmp_path, asked):
     started = started_and_at_work(tiny(tmp_path, epochs=1000))
-    for process in started:
-        process.terminate()
+    for index in asked:
+        started[index].terminate()
     for _, err, code in finish(started):
         assert code == 128 + signal.SIGTERM, err
         assert "stopped by SIGTERM" in err
         assert "lost" not in err
+    interrupted = tmp_path / "run" / "interrupted"
+    assert not interrupted.exists() or checkpoint.load(interrupted).meta["sums"]["loss"]  # or at the end of an epoch
 
 
 @pytest.mark.parametrize(
