@@ -44,6 +44,14 @@ CIFAR = {
         "l1": 0.0,
         "init_from": "runs/cifar10-pruned",
     },
+    "cifar10_finetune_recommended": {
+        "name": "cifar10-finetuned-recommended",
+        "dataset": "cifar10",
+        "epochs": 40,
+        "l1": 0.0,
+        "init_from": "runs/cifar10-pruned-best",
+        "schedule": "cosine",
+    },
     "cifar100_baseline": {"name": "cifar100-baseline", "dataset": "cifar100", "epochs": 160, "l1": 0.0},
     "cifar100_sparse": {"name": "cifar100-sparse", "dataset": "cifar100", "epochs": 160, "l1": 0.0001},
     "cifar100_finetune": {
@@ -68,6 +76,8 @@ def values(config, names):
 def test_the_defaults_are_the_references_recipe():
     assert values(TrainConfig(), RECIPE) == RECIPE
     assert values(TrainConfig(), ["dataset", "epochs", "l1"]) == {"dataset": "cifar10", "epochs": 160, "l1": 0.0}
+    as_there = {"schedule": "step", "l1_method": "subgradient", "decay_scales": True}
+    assert values(TrainConfig(), as_there) == as_there
 
 
 @pytest.mark.parametrize("name", CIFAR)
@@ -139,6 +149,9 @@ def configs(draw):
         lr_drop_factor=draw(st.floats(0, 2)),
         momentum=draw(st.floats(0, 1, exclude_max=True)),
         weight_decay=draw(st.floats(0, 1e3)),
+        decay_scales=draw(st.booleans()),
+        schedule=draw(st.sampled_from(["step", "cosine", "one-cycle"])),
+        l1_method=draw(st.sampled_from(["subgradient", "proximal"])),
         l1=draw(st.floats(0, 1e3)),
         seed=draw(st.integers(0, 2**31 - 1)),
         eval_batch_size=draw(st.integers(1)),
@@ -226,7 +239,10 @@ WRONG_TYPES = {
     "lr_drop_factor": None,
     "momentum": True,
     "weight_decay": (1e-4,),
+    "decay_scales": 1,
+    "schedule": "linear",
     "l1": "1e-4",
+    "l1_method": None,
     "seed": True,
     "eval_batch_size": 1e3,
     "compilation_cache": 1,
