@@ -1,6 +1,6 @@
 """Fine-tuning of the pruned VGG-19 on CIFAR-10 by what measured best: the rate falls along a cosine, not in steps.
 
-Before:  python -m jaxslim.prune runs/cifar10-sparse --ratio 0.7 --absorb --recalibrate 20 --out runs/cifar10-pruned-best
+Before:  python -m jaxslim.prune runs/cifar10-sparse --ratio 0.7 --absorb --recalibrate 20 --out runs/cifar10-best-cut
 Command: python -m jaxslim.train configs/cifar10_finetune_recommended.py
 Cost: as cifar10_finetune.py, about 2.6 PFLOP.
 Expected at ratio 0.7: above the 93.6 % of a stepped rate, by what was measured at a quarter of the widths (README); at
@@ -12,7 +12,7 @@ from jaxslim.config import TrainConfig
 config = TrainConfig(
     name="cifar10-finetuned-recommended",
     dataset="cifar10",
-    init_from="runs/cifar10-pruned-best",
+    init_from="runs/cifar10-best-cut",
     epochs=40,
     schedule="cosine",
 )

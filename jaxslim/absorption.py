@@ -31,9 +31,10 @@ def absorb(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, plan:
     BatchNorm behind, or added to a bias there. A channel whose scale is not quite 0 is treated as if it were.
 
     The program is evaluated in two forms side by side, whole and without the channels that go, and each bias or mean
-    takes up the difference that reaches it, averaged over images and positions. So nothing has to be known of the
-    network's layers. Where only convolutions, norms, ReLU and pooling lie between, the images do not matter, and the
-    result is exact but for the pixels at the border, which zero padding makes different from the others.
+    takes up the difference that reaches it, averaged over images and positions. Which parameters that are is read off
+    the program: vectors that it adds or subtracts once, as they are, outside loops and branches. Where only
+    convolutions, norms, ReLU and pooling lie between, the images do not matter, and the result is exact but for the
+    pixels at the border, which zero padding makes different from the others. What no such vector takes up stays lost.
 
     Args:
       apply: `apply(variables, images)` -> logits, as traced.
@@ -100,7 +101,7 @@ def absorber(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, ima
         ]
         new = list(leaves)
         for number, shift in compiled(whole, cut, kept).items():
-            new[number] = leaves[number] + shift
+            new[number] = (leaves[number] + shift).astype(leaves[number].dtype)
         return jax.tree.unflatten(structure, new)
 
     return run
@@ -151,11 +152,13 @@ class _Run:
             if vector.leaf is None:
                 continue
             other = ins[1 - place] if added and (name, place) != ("sub", 0) else vector
-            takes = other.leaf is None and np.shape(other.whole) == shape
+            kept = self._kept[vector.leaf]
+            fits = len(kept) == 1 or shape[vector.axis : vector.axis + 1] == kept.shape
+            takes = other.leaf is None and np.shape(other.whole) == shape and fits
             self.reads[vector.leaf].append(takes)
             if takes and vector.leaf in self._into:
-                kept = self._kept[vector.leaf]
-                missing = (other.whole - other.cut).mean([axis for axis in range(len(shape)) if axis != vector.axis])
+                along = None if len(kept) == 1 else vector.axis  # one channel lies along any axis of that length
+                missing = (other.whole - other.cut).mean([axis for axis in range(len(shape)) if axis != along])
                 self.shifts[vector.leaf] = jnp.where(kept, missing if name == "add" else -missing, 0)
                 alike = jnp.reshape(kept, [-1 if axis == vector.axis else 1 for axis in range(len(shape))])
                 ins[1 - place] = other._replace(cut=jnp.where(alike, other.whole, other.cut))

@@ -55,7 +55,7 @@ class TrainConfig:
     """Learning rate of the first epoch; of one-cycle, the highest."""
     schedule: Literal["step", "cosine", "one-cycle"] = "step"
     """How the rate falls: in steps (`lr_drops`), along half a cosine to 0, or in one cycle, which rises from a 25th
-    over the first third of the run and falls to nearly 0."""
+    over the first 30 % of the run and falls to nearly 0."""
     lr_drops: tuple[float, ...] = (0.5, 0.75)
     """Shares of the run after which the learning rate is multiplied by `lr_drop_factor`, with schedule step."""
     lr_drop_factor: float = 0.1

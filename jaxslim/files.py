@@ -43,8 +43,8 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make `folder` and keep other processes out of it; the lock ends with this process, however that ends.
+def locked(folder: Path, option: str = "--workdir") -> Iterator[None]:
+    """Make `folder`, which `option` names, and keep other processes out; the lock ends with this process in any case.
 
     Raises:
       InputError: another process is in there.
@@ -56,7 +56,7 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             owner = file.read(200).strip() or "another process"
-            raise InputError(f"{folder} is in use by {owner}; wait for it, or choose another --workdir.") from None
+            raise InputError(f"{folder} is in use by {owner}; wait for it, or choose another {option}.") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()

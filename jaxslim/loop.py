@@ -232,7 +232,8 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     mine = json.loads(json.dumps(dataclasses.asdict(config)))
     there = json.loads(json.dumps(dataclasses.asdict(TrainConfig()))) | there  # a field may be younger than the run
     differ = [name for name in mine if name not in _PLACES and there.get(name) != mine[name]]
-    if differ and checkpoint.finished(folder):  # a run that saved nothing has nothing to lose
+    saved = checkpoint.finished(folder) or checkpoint.is_checkpoint(folder / runs.INTERRUPTED)
+    if differ and saved:  # a run that saved nothing has nothing to lose
         what = ", ".join(f"{name} {there.get(name)} there, {mine[name]} here" for name in differ[:3])
         what += f", and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise InputError(f"{folder} holds another run ({what}); choose another --workdir or --name, or delete it.")

@@ -184,8 +184,10 @@ def save_cut(
     images = jax.random.normal(jax.random.key(0), (64, *meta["image_shape"]))
     graph = trace(module.apply, variables, images)
     chosen = plan(graph, bn_scales(variables), ratio, **options)
+    full = variables
     if absorb:
-        variables = absorption.absorb(module.apply, variables, graph, chosen, images)
+        variables = absorption.absorb(module.apply, full, graph, chosen, images)
+    absorbed = sum(new is not old for new, old in zip(jax.tree.leaves(variables), jax.tree.leaves(full), strict=True))
     pruned = apply_plan(module, variables, graph, chosen, images)
     gap = difference(module, variables, pruned, graph, images)
     exact = bool(graph.exact[~chosen.keep].all())
@@ -212,6 +214,7 @@ def save_cut(
             "layers": [layer._asdict() for layer in chosen.layers],
         },
         "check": {"logits_difference": gap, "exact": exact},
+        "absorbed_into": absorbed,
     }
     checkpoint.save(out, pruned.module, pruned.variables, described)
     return pruned, described
@@ -223,6 +226,8 @@ def _training_batches(meta: dict[str, Any], count: int, data_dir: str | None) ->
 
     config = training_config(meta, data_dir=data_dir)
     images = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)
+    if config.holdout:
+        images, *_ = data.hold_out(images, config.holdout, config.seed)
     return steps.training_batches(config, images.train_images, count)
 
 
@@ -257,7 +262,7 @@ def show(pruned: Pruned, meta: dict[str, Any]) -> None:
         f"MACs        {full['macs']:,} -> {small['macs']:,} ({small['macs'] / full['macs']:.1%})",
         f"check       logits within {check['logits_difference']:.1e} of the full network's with those channels at zero"
         + ("" if check["exact"] else " (inexact units: cutting and zeroing differ)"),
-        *(["absorbed    what those channels passed on, in biases and means"] if meta["plan"]["absorb"] else []),
+        *([f"absorbed    into {meta['absorbed_into']} vectors"] if meta["plan"]["absorb"] else []),
         *([f"statistics  of {batches} training batches"] if (batches := meta["plan"]["recalibrate"]) else []),
     )
     for line in lines:

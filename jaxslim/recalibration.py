@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxslim.errors import InputError
+from jaxslim.errors import InputError, first_line
 from jaxslim.lowering import compiler_options
 
 
 def recalibrate(module: Any, variables: Any, batches: Iterable[Any], **arguments: Any) -> Any:
     """Replace the running statistics by the means of the batch statistics over `batches`; nothing is trained.
 
-    What momentum the layers have does not matter: their update is linear in the old statistics, and its two ends, from
-    zeros and from ones, give the batch's statistics and the momentum.
+    What momentum the layers have does not matter: their update is linear in the old statistics, so two updates from
+    different ones give the batch's statistics and the momentum. A layer that training does not update keeps its own.
 
     Args:
       module: Linen module with BatchNorm layers.
@@ -27,7 +27,7 @@ def recalibrate(module: Any, variables: Any, batches: Iterable[Any], **arguments
       Variables with other `batch_stats`; the old ones are untouched.
 
     Raises:
-      InputError: there are no batches or no `batch_stats`.
+      InputError: there are no batches or no `batch_stats`, or the module does not take the arguments.
     """
     return recalibrator(module, **arguments)(variables, batches)
 
@@ -35,25 +35,49 @@ def recalibrate(module: Any, variables: Any, batches: Iterable[Any], **arguments
 def recalibrator(module: Any, **arguments: Any) -> Callable[[Any, Iterable[Any]], Any]:
     """Build `recalibrate(variables, batches)` for several variables of one module; it compiles once."""
 
-    @functools.partial(jax.jit, compiler_options=compiler_options())
-    def of_batch(variables: Any, images: Any) -> Any:
-        def updated(value: float) -> Any:
-            start = jax.tree.map(lambda leaf: jnp.full_like(leaf, value), variables["batch_stats"])
-            changed = {**variables, "batch_stats": start}
-            return module.apply(changed, images, mutable=["batch_stats"], **(arguments or {"train": True}))[1]
+    how = arguments or {"train": True}
 
-        def statistics(from_zeros: jax.Array, from_ones: jax.Array) -> jax.Array:
-            momentum = jnp.median(from_ones - from_zeros)  # which large statistics round away in single channels
-            return from_zeros / (1 - momentum)
+    def updated(variables: Any, images: Any, start: Any) -> Any:
+        changed = {**variables, "batch_stats": start}
+        return module.apply(changed, images, mutable=["batch_stats"], **how)[1]["batch_stats"]
 
-        return jax.tree.map(statistics, updated(0.0)["batch_stats"], updated(1.0)["batch_stats"])
+    @jax.jit
+    def still(variables: Any, images: Any) -> Any:
+        """Which statistics training does not update."""
+        ones = jax.tree.map(jnp.ones_like, variables["batch_stats"])
+        return jax.tree.map(lambda leaf: jnp.all(leaf == 1), updated(variables, images, ones))
+
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=compiler_options())
+    def of_batch(fixed: tuple[bool, ...], variables: Any, images: Any) -> Any:
+        old, structure = jax.tree.flatten(variables["batch_stats"])
+
+        def update(start: list[Any]) -> list[Any]:
+            chosen = [leaf if keep else other for keep, leaf, other in zip(fixed, old, start, strict=True)]
+            return jax.tree.leaves(updated(variables, images, jax.tree.unflatten(structure, chosen)))
+
+        from_zeros = update([jnp.zeros_like(leaf) for leaf in old])
+        # As large as the statistics, or the momentum would drown in their rounding.
+        start = [jnp.full_like(leaf, jnp.maximum(1, jnp.abs(leaf).max())) for leaf in from_zeros]
+        found = []
+        for keep, leaf, zero, one, size in zip(fixed, old, from_zeros, update(start), start, strict=True):
+            momentum = jnp.median((one - zero) / size)
+            found.append(leaf if keep else zero / (1 - momentum))
+        return jax.tree.unflatten(structure, found)
 
     def run(variables: Any, batches: Iterable[Any]) -> Any:
         if not variables.get("batch_stats"):
             raise InputError("The variables hold no batch_stats, and only networks with BatchNorm can be recalibrated.")
         total, count = None, 0
+        fixed: tuple[bool, ...] = ()
         for images in batches:
-            found = of_batch(variables, images)
+            try:
+                fixed = fixed or tuple(map(bool, jax.tree.leaves(still(variables, images))))
+            except TypeError as error:
+                raise InputError(
+                    f"{type(module).__name__} cannot be applied as in training ({first_line(error)}); pass the "
+                    "argument that it takes for that, for example use_running_average=False."
+                ) from error
+            found = of_batch(fixed, variables, images)
             total = found if total is None else jax.tree.map(jnp.add, total, found)
             count += 1
         if not count:

@@ -28,7 +28,7 @@ from jaxslim.sealing import damage
 
 log = logging.getLogger(__name__)
 
-_INTERRUPTED = "interrupted"
+INTERRUPTED = "interrupted"
 
 
 def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -41,7 +41,7 @@ def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
     """
     epochs = finished(run)
     candidates = [epoch_folder(run, epoch) for epoch in reversed(epochs)]
-    if is_checkpoint(partial := run / _INTERRUPTED):
+    if is_checkpoint(partial := run / INTERRUPTED):
         candidates.insert(0, partial)
     faults: dict[Path, str] = {}
     point = None
@@ -100,7 +100,7 @@ class Saver:
 
     def save_interrupted(self, variables: Any, optimizer: Any, meta: Mapping[str, Any]) -> None:
         """Start writing the state in the middle of an epoch, in place of an earlier one."""
-        self._start(self._run / _INTERRUPTED, variables, optimizer, meta)
+        self._start(self._run / INTERRUPTED, variables, optimizer, meta)
 
     def close(self) -> None:
         """Wait until everything is written, and end.
@@ -132,12 +132,12 @@ class Saver:
 
     def _write(self, path: Path, state: tuple[Any, Any], meta: Mapping[str, Any]) -> None:
         variables, optimizer = state
-        if path.name == _INTERRUPTED:
+        if path.name == INTERRUPTED:
             _remove(path)
             write(path, variables, meta, optimizer)
             return
         write(path, variables, meta, optimizer)
-        _remove(self._run / _INTERRUPTED)
+        _remove(self._run / INTERRUPTED)
         epochs = []
         for epoch in finished(self._run):
             older = epoch_folder(self._run, epoch)

@@ -23,6 +23,8 @@ class Stage(NamedTuple):
     """Does it, or goes on with it, and returns JSON values."""
     needs: tuple[str, ...] = ()
     """Names of the stages that have to be done before."""
+    check: Callable[[], None] | None = None
+    """Refuses what this stage has left half done, if that is of another spec."""
 
 
 class Outcome(NamedTuple):
@@ -42,7 +44,8 @@ def check(folder: Path, stages: Sequence[Stage]) -> None:
       InputError: there is one, or one that cannot be read.
     """
     for stage in stages:
-        _there(folder, stage)
+        if _there(folder, stage) is None and stage.check:
+            stage.check()
 
 
 def run(folder: Path, stages: Sequence[Stage], announce: Callable[[str], None]) -> dict[str, Outcome]:
@@ -91,7 +94,9 @@ def _there(folder: Path, stage: Stage) -> Outcome | None:
         record = json.loads(file.read_bytes())
         spec, outcome = record["spec"], Outcome(dict(record["result"]), seconds=float(record["seconds"]))
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{file} cannot be read; delete it to have its stage done again.") from None
+        raise InputError(
+            f"{file} cannot be read; delete it, and those of the stages behind it, to have them done again."
+        ) from None
     mine = json.loads(json.dumps(stage.spec))
     if spec != mine:
         differ = [name for name in {**spec, **mine} if spec.get(name) != mine.get(name)]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import platform
 import sys
@@ -22,7 +23,7 @@ from jaxslim.cost import count
 from jaxslim.errors import InputError
 from jaxslim.evaluate import check_classes, training_config
 from jaxslim.loop import train
-from jaxslim.prune import Pruned, apply_plan, difference, save_cut, tolerance
+from jaxslim.prune import Options, Pruned, apply_plan, difference, save_cut, tolerance
 from jaxslim.recalibration import recalibrator
 from jaxslim.report import Report, SweepRow
 from jaxslim.selection import Plan, plan
@@ -83,7 +84,8 @@ def sweep(
         again = recalibrator(network)
         return lambda variables: evaluate(again(variables, batches) if batches else variables).accuracy
 
-    batches = steps.training_batches(config, images.train_images, recalibrate) if recalibrate else []
+    seen = data.hold_out(images, config.holdout, config.seed)[0] if config.holdout else images
+    batches = steps.training_batches(config, seen.train_images, recalibrate) if recalibrate else []
     full = measurer(module)
     adapt = absorber(module.apply, variables, graph, sample) if absorb else lambda _: variables
     adapted = [adapt(chosen) for chosen in plans]
@@ -186,8 +188,13 @@ def cut_once(path: str | Path, folder: Path, ratio: float | None, data_dir: str 
     if not folder.exists():
         save_cut(path, folder, ratio, data_dir=data_dir, **options)
     path, there = find(path), read_meta(find(folder))
-    done = there.get("plan", {})
-    if there.get("parent") != parent(path, read_meta(path)) or {**done, "requested": ratio, **options} != done:
+    unsaid = {field.name: field.default for field in dataclasses.fields(Options)}  # by an older cut
+    asked, done = ({**unsaid, **how} for how in ({"requested": ratio, **options}, there.get("plan", {})))
+    names = {*unsaid, *asked} - {"checkpoint", "out", "ratio", "data_dir"}
+    source = parent(path, read_meta(path)) | {"path": None}  # the folders may have been moved
+    if {**there.get("parent", {}), "path": None} != source or any(
+        json.dumps(asked[name]) != json.dumps(done.get(name)) for name in names
+    ):
         raise InputError(f"{folder} was cut from another checkpoint or with other options; choose another --out.")
 
 

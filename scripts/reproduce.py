@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ def main(argv: list[str]) -> None:
 
     from jaxslim import data, report
     from jaxslim.models import WIDTHS
+    from jaxslim.sealing import digest
 
     base = TrainConfig(
         widths=tuple("M" if size == "M" else max(1, round(int(size) * width)) for size in WIDTHS[chosen["model"]]),
@@ -81,17 +83,19 @@ def main(argv: list[str]) -> None:
         data_dir=options.data_dir,
     )
     images = data.load(options.dataset, data_dir=options.data_dir)  # fails at once where there is none
-    homes = [out / f"seed-{seed}" for seed in range(options.seeds)]
-    plans = {home: reproduce_stages.stages(base, home, seed, techniques) for seed, home in enumerate(homes)}
+    content = digest({name: value for name, value in images._asdict().items() if isinstance(value, np.ndarray)})
+    plans = {}
+    for seed in range(options.seeds):
+        setting = reproduce_stages.Setting(dataclasses.replace(base, seed=seed), content, out / f"seed-{seed}")
+        plans[setting.home] = reproduce_stages.stages(setting, techniques)
     for folder, stages in plans.items():
         check(folder, stages)
-    with locked(out):
+    with locked(out, "--out"):
         if options.quick:
             _write_part(images, out / "images.npz")
         found = [run_stages(folder, stages, _announcer(folder, stages)) for folder, stages in plans.items()]
-        result = reproduce_report.gather(
-            base, images.name, out / "seed-0", found, " ".join(["python scripts/reproduce.py", *argv])
-        )
+        command = shlex.join(["python", "scripts/reproduce.py", *argv])
+        result = reproduce_report.gather(base, images.name, list(plans), found, command)
         report.show(result)
         report.write(result, out / "report")
         numbers = [{name: outcome.result for name, outcome in outcomes.items()} for outcomes in found]

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,12 +27,20 @@ PULLS: dict[str, dict[str, Any]] = {
 }
 
 
-def stages(base: TrainConfig, home: Path, seed: int, techniques: bool) -> list[Stage]:
-    """All stages of one seed; runs and checkpoints have their names, in the folder `home`."""
-    short, long = max(1, base.epochs // 16), max(1, base.epochs // 4)
-    base = dataclasses.replace(base, seed=seed)
-    train = functools.partial(_training, base, home)
-    cut, measure = functools.partial(_cut, base, home), functools.partial(_sweep, base, home)
+class Setting(NamedTuple):
+    """What all stages of one seed share."""
+
+    base: TrainConfig
+    images: str
+    """Digest of the data set."""
+    home: Path
+    """Folder of the runs and checkpoints, which have the names of their stages."""
+
+
+def stages(at: Setting, techniques: bool) -> list[Stage]:
+    """All stages of one seed, in order."""
+    short, long = max(1, at.base.epochs // 16), max(1, at.base.epochs // 4)
+    train, cut, measure = (functools.partial(make, at) for make in (_training, _cut, _sweep))
     tune = functools.partial(train, l1=0.0)
     planned = [
         train("baseline", l1=0.0),
@@ -77,11 +85,11 @@ def stages(base: TrainConfig, home: Path, seed: int, techniques: bool) -> list[S
     return planned
 
 
-def _training(base: TrainConfig, home: Path, name: str, source: str | None = None, **changes: Any) -> Stage:
-    start = str(home / source) if source else None
-    config = dataclasses.replace(base, **changes, name=name, workdir=str(home / name), init_from=start)
-    spec = dataclasses.asdict(config) | {"init_from": source, "dataset": Path(base.dataset).name}
-    del spec["workdir"], spec["data_dir"]
+def _training(at: Setting, name: str, source: str | None = None, **changes: Any) -> Stage:
+    start = str(at.home / source) if source else None
+    config = dataclasses.replace(at.base, **changes, name=name, workdir=str(at.home / name), init_from=start)
+    spec = dataclasses.asdict(config) | {"init_from": source, "images": at.images}
+    del spec["workdir"], spec["data_dir"], spec["dataset"]
     if source:
         del spec["widths"]  # those of the source
 
@@ -92,33 +100,31 @@ def _training(base: TrainConfig, home: Path, name: str, source: str | None = Non
         accuracy = {"accuracy": trained.metrics["accuracy"], "best_accuracy": trained.best["accuracy"]}
         return {**accuracy, **size._asdict(), "small_scales": trained.metrics["small_scales"]}
 
-    return Stage(name, spec, work, (source,) if source else ())
+    return Stage(name, spec, work, (source,) if source else (), lambda: loop.check_folder(at.home / name, config))
 
 
-def _cut(
-    base: TrainConfig, home: Path, name: str, source: str, ratio: float | None = RATIO, half: bool = False, **how: Any
-) -> Stage:
+def _cut(at: Setting, name: str, source: str, ratio: float | None = RATIO, half: bool = False, **how: Any) -> Stage:
     """Cut at a ratio, or `half`: what lies under the median of all scales, and of no layer more than half."""
 
     def work() -> dict[str, Any]:
         options = dict(how)
         if half:
-            scales = np.sort(sparsity.scale_values(checkpoint.load(home / source).variables))
+            scales = np.sort(sparsity.scale_values(checkpoint.load(at.home / source).variables))
             options |= {"threshold": float(scales[len(scales) // 2 - 1]), "max_layer_ratio": 0.5}
-        sweep.cut_once(home / source, home / name, ratio, base.data_dir, **options)
-        loaded = checkpoint.load(home / name)
-        images = data.load(base.dataset, data_dir=base.data_dir)
+        sweep.cut_once(at.home / source, at.home / name, ratio, at.base.data_dir, **options)
+        loaded = checkpoint.load(at.home / name)
+        images = data.load(at.base.dataset, data_dir=at.base.data_dir)
         mesh = steps.device_mesh()
-        test = steps.evaluator(base, loaded.module, mesh, images.test_images, images.test_labels)
+        test = steps.evaluator(at.base, loaded.module, mesh, images.test_images, images.test_labels)
         return {"accuracy": test(loaded.variables).accuracy, **loaded.meta["cost"], "widths": loaded.module.widths}
 
-    return Stage(name, {"source": source, "ratio": ratio, "half": half, **how}, work, (source,))
+    return Stage(name, {"source": source, "ratio": ratio, "half": half, "images": at.images, **how}, work, (source,))
 
 
-def _sweep(base: TrainConfig, home: Path, name: str, source: str, **how: Any) -> Stage:
+def _sweep(at: Setting, name: str, source: str, **how: Any) -> Stage:
     def work() -> dict[str, Any]:
-        images = data.load(base.dataset, data_dir=base.data_dir)
-        cuts = sweep.sweep(checkpoint.load(home / source), base, images, RATIOS, **how)
+        images = data.load(at.base.dataset, data_dir=at.base.data_dir)
+        cuts = sweep.sweep(checkpoint.load(at.home / source), at.base, images, RATIOS, **how)
         return {"rows": [dataclasses.asdict(cut.row) for cut in cuts]}
 
-    return Stage(name, {"source": source, "ratios": RATIOS, **how}, work, (source,))
+    return Stage(name, {"source": source, "ratios": RATIOS, "images": at.images, **how}, work, (source,))

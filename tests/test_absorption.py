@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Network, Scope, conv, conv_norm, dense, draw, networks, pool, pre_activation
+from networks import (
+    Network,
+    Scope,
+    batch_norm,
+    conv,
+    conv_norm,
+    convolve,
+    dense,
+    draw,
+    networks,
+    pool,
+    pre_activation,
+)
 
 import jaxslim
 from jaxslim.errors import InputError
@@ -78,10 +90,11 @@ def test_a_dense_layer_behind_by_hand() -> None:
     assert cut["params"]["b"]["kernel"].tolist() == [[1.0, 3.0]]
 
 
-def test_padding_counts_as_often_as_the_window_meets_it() -> None:
+@pytest.mark.parametrize(("width", "n"), [(1, 1), (1, 3), (2, 2), (3, 2)])
+def test_padding_counts_as_often_as_the_window_meets_it(width: int, n: int) -> None:
     """On a 2x2 map each of the four positions sees a different 2x2 part of the 3x3 kernel."""
-    module = jaxslim.VGG((2, 1), num_classes=2)
-    images = jnp.ones((1, 2, 2, 3))
+    module = jaxslim.VGG((2, width), num_classes=2)
+    images = jnp.ones((n, 2, 2, 3))
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     variables = jax.tree_util.tree_map_with_path(
@@ -90,10 +103,15 @@ def test_padding_counts_as_often_as_the_window_meets_it() -> None:
     params = variables["params"]
     params["bn0"] |= {"scale": np.array([1, 0], np.float32), "bias": np.array([0.3, 0.9], np.float32)}
     _, full = cut_zeros(module.apply, variables, images)
-    kernel = params["conv1"]["kernel"][:, :, 1, 0]
-    seen = sum(kernel[row : row + 2, column : column + 2].sum() for row in (0, 1) for column in (0, 1)) / 4
+    kernel = params["conv1"]["kernel"][:, :, 1]
+    seen = sum(kernel[row : row + 2, column : column + 2].sum((0, 1)) for row in (0, 1) for column in (0, 1)) / 4
     mean = variables["batch_stats"]["bn1"]["mean"] - 0.9 * seen
     np.testing.assert_allclose(full["batch_stats"]["bn1"]["mean"], mean, rtol=1e-5)
+
+
+def depthwise_valid(s: Scope, x: Any) -> Any:
+    (kernel,) = s("depthwise", kernel=(3, 3, 1, x.shape[-1]))
+    return jax.nn.relu(batch_norm(s, convolve(x, kernel, groups=x.shape[-1], padding="VALID")))
 
 
 FORMS = {
@@ -105,6 +123,12 @@ FORMS = {
     "behind pooling": lambda s, x: conv_norm(s, pool(s, pool(s, conv_norm(s, x, 6, "relu"), "max"), "mean"), 5, size=1),
     "both branches of a sum": lambda s, x: conv_norm(
         s, conv(s, conv_norm(s, x, 6, "relu"), 4, size=1) + conv(s, conv_norm(s, x, 5, "silu"), 4, size=1), 5, size=1
+    ),
+    "depthwise, which is cut itself": lambda s, x: conv_norm(
+        s, depthwise_valid(s, conv_norm(s, x, 6, "relu")), 5, size=1
+    ),
+    "dense concatenation": lambda s, x: conv_norm(
+        s, jnp.concatenate([y := conv_norm(s, x, 5, "relu"), conv_norm(s, y, 4, "relu", size=1)], -1), 5, size=1
     ),
     "pre-activation block": lambda s, x: pre_activation(s, conv(s, x, 5), 6, "relu"),
     "a call that is compiled": lambda s, x: jax.jit(lambda y: conv_norm(s, conv_norm(s, y, 6, "relu"), 4, size=1))(x),
@@ -121,6 +145,20 @@ def test_nothing_is_lost_where_padding_meets_nothing(name: str) -> None:
     variables = switched_off(variables, but="bn0" if name == "pre-activation block" else "")  # that of the sum itself
     assert gap(apply, variables) < 1e-5
     assert gap(apply, variables, absorb=False) > 1e-2
+
+
+def test_parameters_keep_their_types() -> None:
+    """Half precision, computed with in full."""
+    apply, variables = network(FORMS["bias before the next norm"])
+    variables = switched_off(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), variables))
+
+    def precise(tree: Any, x: Any) -> Any:
+        return apply(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree), x)
+
+    _, full = cut_zeros(precise, variables, IMAGES)
+    kinds = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (full, variables)]
+    assert kinds[0] == kinds[1]
+    assert not np.array_equal(full["params"]["conv1"]["bias"], variables["params"]["conv1"]["bias"])
 
 
 def test_padding_leaves_little_of_what_a_cut_loses() -> None:
@@ -196,6 +234,7 @@ def test_any_network_keeps_all_but_vectors_and_is_cut_as_before(network: Network
             graph.vectors, _in_order(graph, variables), _in_order(graph, full), strict=True
         ):
             assert vector or np.array_equal(old, new[1]), path
+            assert (old.shape, old.dtype) == (new[1].shape, new[1].dtype), path
         narrow = jax.jit(network)(jaxslim.cut(graph, full, plan), images)
         np.testing.assert_allclose(narrow, jax.jit(network)(jaxslim.zero(graph, full, plan), images), atol=1e-8)
 

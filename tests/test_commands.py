@@ -136,8 +136,9 @@ def test_train_without_a_config(call, trained):
 
 
 def test_train_with_a_config_and_overrides(call, trained, home):
-    done = call(train_command, home / "config.py", "--epochs", 7, "--lr-drops", 0.25, "--widths", 2, "M")
-    config = dataclasses.replace(tiny(home, workdir=str(home / "sparse")), epochs=7, lr_drops=(0.25,), widths=(2, "M"))
+    new = ("--workdir", home / "new")
+    done = call(train_command, home / "config.py", "--epochs", 7, "--lr-drops", 0.25, "--widths", 2, "M", *new)
+    config = tiny(home, workdir=str(home / "new"), epochs=7, lr_drops=(0.25,), widths=(2, "M"))
     assert (done.code, done.out, done.err, trained) == (0, "", "", [config])
 
 
@@ -165,7 +166,10 @@ FIELDS = {
     "lr_drop_factor": (["0.5"], 0.5, "half"),
     "momentum": (["0.8"], 0.8, "some"),
     "weight_decay": (["0"], 0.0, "none"),
+    "decay_scales": ([], False, None),
+    "schedule": (["one-cycle"], "one-cycle", "linear"),
     "l1": (["1e-3"], 0.001, "some"),
+    "l1_method": (["proximal"], "proximal", "huber"),
     "seed": (["7"], 7, "random"),
     "eval_batch_size": (["32"], 32, "all"),
     "compilation_cache": ([], False, None),

@@ -49,7 +49,7 @@ CIFAR = {
         "dataset": "cifar10",
         "epochs": 40,
         "l1": 0.0,
-        "init_from": "runs/cifar10-pruned-best",
+        "init_from": "runs/cifar10-best-cut",
         "schedule": "cosine",
     },
     "cifar100_baseline": {"name": "cifar100-baseline", "dataset": "cifar100", "epochs": 160, "l1": 0.0},

@@ -390,6 +390,18 @@ def test_a_signal_saves_the_middle_of_an_epoch(tmp_path, monkeypatch, whole, whe
     assert not (tmp_path / "run" / "interrupted").exists()
 
 
+def test_the_middle_of_anothers_first_epoch_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        signal_at(patch, "train_step", 3, signal.SIGTERM)
+        with pytest.raises(StoppedError):
+            train(tiny(tmp_path))
+    assert not checkpoint.finished(tmp_path / "run")
+    before = contents(tmp_path / "run")
+    with pytest.raises(InputError, match=r"run holds another run \(l1 0.001 there, 0.01 here\); choose another"):
+        train(tiny(tmp_path, l1=1e-2))
+    assert contents(tmp_path / "run") == before
+
+
 def test_a_damaged_middle_of_an_epoch_is_left_out(tmp_path, monkeypatch, whole, caplog):
     with monkeypatch.context() as patch:
         signal_at(patch, "train_step", 9, signal.SIGTERM)

@@ -1,5 +1,6 @@
 """README's code runs, and the commands and files it names exist."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -33,6 +34,25 @@ def test_files_that_are_named_exist():
     )
     assert len(named) > 6
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_figures_of_the_reproduction_are_those_of_its_report():
+    report = (ROOT / ".github" / "reproduction" / "report.md").read_text()
+    section = README.partition("## The paper's tables")[2].partition("## The reference's commands")[0]
+    shown = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(shown) > 20
+    assert [line for line in shown if line not in report.splitlines()] == []
+    command = re.search(r"^    (python scripts/reproduce.py .*--width.*)$", section, re.M)[1]
+    assert f"- command: {command} " in report
+    results = json.loads((ROOT / ".github" / "reproduction" / "results.json").read_text())
+    for number in re.findall(r"\d\d\.\d\d(?= %)", section):  # in the text
+        found = {f"{100 * value:.2f}" for seed in results for value in _accuracies(seed)}
+        assert number in found, number
+
+
+def _accuracies(seed):
+    for stage in seed.values():
+        yield from (row["accuracy"] for row in [stage, *stage.get("rows", [])] if "accuracy" in row)
 
 
 def test_commands_take_the_flags_that_are_named():

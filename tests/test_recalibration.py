@@ -43,6 +43,31 @@ def test_statistics_are_means_over_the_batches_whatever_the_momentum(shift: floa
     jax.tree.map(np.testing.assert_array_equal, found["params"], variables["params"])
 
 
+def test_large_statistics() -> None:
+    """Variances of ten million, in which the momentum would round away."""
+    seen = [3000 * batch for batch in batches(2)]
+    variables = Normed().init(jax.random.key(0), seen[0])
+    found = jaxslim.recalibrate(Normed(), variables, seen)["batch_stats"]["first"]
+    np.testing.assert_allclose(found["var"], np.mean([x.var((0, 1, 2)) for x in seen], 0), rtol=1e-3)
+
+
+def test_a_layer_that_training_leaves_alone_keeps_its_statistics() -> None:
+    class Half(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any, train: bool = False) -> Any:
+            x = nn.BatchNorm(use_running_average=True, name="frozen")(x)
+            return nn.BatchNorm(use_running_average=not train, name="free")(x)
+
+    seen = batches(2, 1.0)
+    variables = Half().init(jax.random.key(0), seen[0])
+    variables["batch_stats"]["frozen"]["mean"] = jnp.array([1.0, 2.0, 3.0])
+    found = jaxslim.recalibrate(Half(), variables, seen)["batch_stats"]
+    assert found["frozen"]["mean"].tolist() == [1, 2, 3]
+    assert found["frozen"]["var"].tolist() == [1, 1, 1]
+    expected = np.mean(seen, (0, 1, 2, 3)) - np.array([1, 2, 3])
+    np.testing.assert_allclose(found["free"]["mean"], expected, rtol=1e-3)
+
+
 def test_other_arguments_of_the_module() -> None:
     class Frozen(nn.Module):
         @nn.compact
@@ -69,6 +94,9 @@ def test_a_cut_network_gets_what_the_zeroed_one_gets() -> None:
 
 
 def test_what_cannot_be_recalibrated() -> None:
+    variables = nn.BatchNorm(use_running_average=True).init(jax.random.key(0), batches(1)[0])
+    with pytest.raises(InputError, match=r"BatchNorm cannot be applied as in training .*; pass the argument that it"):
+        jaxslim.recalibrate(nn.BatchNorm(), variables, batches(1))
     variables = Normed().init(jax.random.key(0), batches(1)[0])
     with pytest.raises(InputError, match=r"no batches to estimate the running statistics on; give at least one"):
         jaxslim.recalibrate(Normed(), variables, [])

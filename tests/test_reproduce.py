@@ -11,8 +11,10 @@ import pytest
 from test_sweep import SCRIPTS, script
 
 from jaxslim import data, models
+from jaxslim.config import TrainConfig
 from jaxslim.errors import DivergedError, InputError
 from jaxslim.sources import Dataset
+from jaxslim.stages import Outcome
 
 REPORT = {"report.md", "report.json", "results.json", "pipeline.csv", "sweep.csv"}
 REPORT |= {"accuracy.png", "compared.png", "channels.png", "scales.png"}
@@ -140,6 +142,86 @@ def test_several_seeds_give_means_and_deviations(patched, tmp_path, monkeypatch)
     text = (tmp_path / "out" / "report" / "report.md").read_text()
     assert f"| Trained with sparsity | {shown} |" in text
     assert f"| 0 | {shown} |" in text
+
+
+def test_each_cell_of_the_tables_is_of_its_own_stage(patched, tmp_path):
+    """With an accuracy of its own for every stage."""
+    plan, of = (importlib.import_module(f"reproduce_{name}") for name in ("stages", "report"))
+    base = TrainConfig(epochs=160, widths=models.WIDTHS["vgg19"], l1=1e-4)
+    names = [stage.name for stage in plan.stages(plan.Setting(base, "", tmp_path), True)]
+    assert len(set(names)) == len(names)
+    results = {}
+    for number, name in enumerate(names, start=1):
+        sizes = {"params": 1_000_000 * number, "macs": 10_000_000 * number, "widths": []}
+        rows = [{"accuracy": number / 100 + place / 1000, "params": 1_000_000 * number} for place in range(8)]
+        result = {"rows": rows} if name.startswith("sweep") else {"accuracy": number / 100, **sizes}
+        results[name] = Outcome(result)
+    tables = {table.title.partition(":")[0]: table for table in of._tables(base, [results])}
+
+    def shown(*stages):
+        return [f"{names.index(stage) + 1:.2f}" if stage else "" for stage in stages]
+
+    beside = tables["Beside what is published"].rows
+    assert [row[0] for row in beside[:5]] == list(of._labels(base).values())
+    assert [row[1] for row in beside[:5]] == shown("baseline", "sparse", "cut", "tuned-short", "tuned-long")
+    assert [row[1] for row in beside[6:]] == [f"{names.index('cut') + 1:.2f}", f"{(names.index('cut') + 1) / 100:.2f}"]
+    for number, row in enumerate(tables["Several passes, each cutting up to half of each layer"].rows, start=1):
+        assert row[1:3] == shown(f"pass-{number}-cut", f"pass-{number}")
+    rows = {row[0]: row[1:] for row in tables["Techniques at 0.7"].rows}
+    short, long = "tuned-short", "tuned-long"
+    plain = ("cut", short, f"{short}-cut-cosine", f"{short}-cut-one-cycle", long, "")
+    assert rows["subgradient; none"] == shown(*plain)
+    both = ("cut-both", *(f"{short}-cut-both{end}" for end in ("", "-cosine", "-one-cycle")))
+    assert rows["subgradient; both"] == shown(*both, "", f"{long}-cut-both-cosine")
+    assert rows["subgradient; absorbed"] == shown("cut-absorbed", f"{short}-cut-absorbed", "", "", "", "")
+    pull = "sparse-proximal"
+    with_pull = (f"cut-both-{pull}", f"{short}-cut-both-{pull}", "", "", "", f"{long}-cut-both-cosine-{pull}")
+    assert rows["proximal; both"] == shown(*with_pull)
+    header = tables["Techniques at 0.7"].header
+    assert header[2:] == [
+        *(f"{rate}, 10 epochs (%)" for rate in ("Stepped", "Cosine", "One-cycle")),
+        *(f"{rate}, 40 epochs (%)" for rate in ("Stepped", "Cosine")),
+    ]
+    sweeps = tables["Accuracy (%) without fine-tuning, by technique"]
+    order = [
+        "sweep",
+        "sweep-cut-absorbed",
+        "sweep-cut-recalibrated",
+        "sweep-cut-both",
+        f"sweep-{pull}",
+        f"sweep-{pull}-both",
+    ]
+    assert sweeps.rows[3][1:] == [f"{names.index(name) + 1.3:.2f}" for name in order]
+    assert sweeps.header[1:] == ["as the reference", "absorbed", "recalibrated", "both", "proximal", "proximal; both"]
+
+
+def test_other_images_of_the_same_name_are_refused(out, patched, monkeypatch):
+    load = data.load
+
+    def others(name, **how):
+        found = load(name, **how)
+        return found._replace(test_labels=found.test_labels[::-1].copy()) if name == "cifar10" else found
+
+    monkeypatch.setattr(data, "load", others)
+    with pytest.raises(InputError, match=r"baseline.json is of another configuration \(images \w+ there, \w+ here\)"):
+        patched.main(["--quick", "--out", str(out)])
+
+
+def test_an_interrupted_training_of_another_configuration_is_refused(out, patched, tmp_path):
+    copy = tmp_path / "out"
+    copy.mkdir()
+    shutil.copytree(out / "seed-0" / "sparse", copy / "seed-0" / "sparse")
+    with pytest.raises(InputError, match=r"sparse holds another run \(.*l1 0.01 there, 0.5 here"):
+        patched.main(["--quick", "--l1", "0.5", "--out", str(copy)])
+
+
+def test_a_cut_that_was_moved_is_used_again(out, patched, tmp_path):
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    (copy / "seed-0" / "cut-both.json").unlink()
+    before = (copy / "seed-0" / "cut-both" / "checksums.json").stat().st_mtime_ns
+    patched.main(["--quick", "--out", str(copy)])
+    assert (copy / "seed-0" / "cut-both" / "checksums.json").stat().st_mtime_ns == before
 
 
 def test_another_configuration_is_refused(out, patched):

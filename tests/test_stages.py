@@ -70,7 +70,7 @@ def test_a_result_of_another_configuration_is_refused_before_any_work(tmp_path: 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"spec": {}, "result": 1, "seconds": 0}'])
 def test_a_result_that_cannot_be_read(tmp_path: Any, content: str) -> None:
     (tmp_path / "a.json").write_text(content)
-    with pytest.raises(InputError, match=r"a.json cannot be read; delete it to have its stage done again"):
+    with pytest.raises(InputError, match=r"a.json cannot be read; delete it, and those of the stages behind it"):
         run(tmp_path, plan([]))
 
 
