@@ -54,6 +54,8 @@ def absorb(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, plan:
 
 def absorber(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, images: Any) -> Callable[[Plan], Any]:
     """Build `absorb` for several plans of one network; it compiles once."""
+    if not isinstance(graph, ChannelGraph):
+        raise InputError(f"The graph is of type {type(graph).__name__}; pass what jaxslim.trace gave.")
     leaves, structure = jax.tree.flatten(variables)
     paths = [path for path, _ in leaf_paths(variables)]
     units = []
@@ -63,8 +65,8 @@ def absorber(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, ima
             raise InputError(f"{'/'.join(path)} {np.shape(leaf)} is none of the traced variables; trace these first.")
         units.append(graph.units[number])
     scales = [path for path, is_scale in leaf_paths({"params": bn_scale_mask(variables)}) if is_scale]
-    if isinstance(images, jax.ShapeDtypeStruct):
-        raise InputError("The images are a ShapeDtypeStruct, and absorbing evaluates the network; pass an array.")
+    if isinstance(images, jax.ShapeDtypeStruct) or not np.size(images):
+        raise InputError("The images are a ShapeDtypeStruct or empty; absorbing evaluates the network: pass an array.")
     closed = program(lambda leaves, x: apply(jax.tree.unflatten(structure, leaves), x), leaves, images)
 
     def shifts(whole: list[Any], cut: list[Any], kept: list[Any]) -> dict[int, jax.Array]:
@@ -82,6 +84,8 @@ def absorber(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, ima
     compiled = jax.jit(shifts)
 
     def run(plan: Plan) -> Any:
+        if not isinstance(plan, Plan):
+            raise InputError(f"The plan is of type {type(plan).__name__}; pass what jaxslim.plan gave.")
         if len(plan.keep) != graph.num_units + 1:
             raise InputError(
                 f"The plan is for {len(plan.keep) - 1} units and the graph has {graph.num_units}; trace the network "

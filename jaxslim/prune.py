@@ -41,7 +41,7 @@ def prune(
       images: array or `ShapeDtypeStruct` of an input, (n, height, width, channels).
       absorb: move what the channels that go pass on, relu(bias), into the layers behind them first; see
         `jaxslim.absorb`. `images` are an array then.
-      **options: of `plan`.
+      **options: of `plan`. `jaxslim.recalibrate` is a step of its own, since it needs training images.
 
     Returns:
       `Pruned(module, variables, plan)`.
@@ -67,16 +67,16 @@ def apply_plan(module: Any, variables: Any, graph: ChannelGraph, plan: Plan, ima
     if not hasattr(module, "resized"):
         raise InputError(
             f"{type(module).__name__} does not say how to build a narrower self: give it a method resized(variables) "
-            "that returns it with the widths of variables, or use trace, plan and cut."
+            "that returns self.clone(...) with the widths of variables, or use trace, plan and cut."
         )
     smaller = cut(graph, variables, plan)
-    narrower = module.resized(smaller)
     try:
+        narrower = module.resized(smaller)
         jax.eval_shape(narrower.apply, smaller, images)
     except Exception as error:  # whatever the module and JAX find wrong
         raise InputError(
             f"{type(module).__name__} cannot be applied after the cut ({first_line(error)}): it takes a width from "
-            "other than its parameters' shapes. Name the layers concerned in leave."
+            "other than its parameters' shapes, or its resized is no self.clone(...). Name the layers concerned in leave."
         ) from error
     return Pruned(narrower, smaller, plan)
 
@@ -196,8 +196,8 @@ def save_cut(
             f"The cut network's logits differ from the zeroed full network's by {gap:.2g} of the largest; nothing was "
             "saved. The network takes a width from something other than its parameters' shapes."
         )
-    if recalibrate:
-        batches = _training_batches(meta, recalibrate, data_dir)
+    batches = _training_batches(meta, recalibrate, data_dir) if recalibrate else []
+    if batches:
         pruned = pruned._replace(variables=recalibration.recalibrate(pruned.module, pruned.variables, batches))
     described: dict[str, Any] = {
         "kind": "pruned",
@@ -215,6 +215,7 @@ def save_cut(
         },
         "check": {"logits_difference": gap, "exact": exact},
         "absorbed_into": absorbed,
+        "recalibrated_on": len(batches),
     }
     checkpoint.save(out, pruned.module, pruned.variables, described)
     return pruned, described
@@ -263,7 +264,7 @@ def show(pruned: Pruned, meta: dict[str, Any]) -> None:
         f"check       logits within {check['logits_difference']:.1e} of the full network's with those channels at zero"
         + ("" if check["exact"] else " (inexact units: cutting and zeroing differ)"),
         *([f"absorbed    into {meta['absorbed_into']} vectors"] if meta["plan"]["absorb"] else []),
-        *([f"statistics  of {batches} training batches"] if (batches := meta["plan"]["recalibrate"]) else []),
+        *([f"statistics  of {batches} training batches"] if (batches := meta["recalibrated_on"]) else []),
     )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """Running statistics of BatchNorm, estimated again: those of a cut network are still the full network's."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -65,18 +65,26 @@ def recalibrator(module: Any, **arguments: Any) -> Callable[[Any, Iterable[Any]]
         return jax.tree.unflatten(structure, found)
 
     def run(variables: Any, batches: Iterable[Any]) -> Any:
-        if not variables.get("batch_stats"):
+        if not isinstance(variables, Mapping) or not variables.get("batch_stats"):
             raise InputError("The variables hold no batch_stats, and only networks with BatchNorm can be recalibrated.")
+        if hasattr(batches, "shape") or not isinstance(batches, Iterable):
+            raise InputError("The batches are one array or none; pass a list of arrays (n, height, width, channels).")
         total, count = None, 0
         fixed: tuple[bool, ...] = ()
         for images in batches:
+            if not getattr(images, "size", 0):
+                raise InputError("A batch is no array of images, or an empty one; pass images without labels.")
             try:
                 fixed = fixed or tuple(map(bool, jax.tree.leaves(still(variables, images))))
-            except TypeError as error:
+            except Exception as error:  # whatever the module, Flax and JAX find wrong
                 raise InputError(
                     f"{type(module).__name__} cannot be applied as in training ({first_line(error)}); pass the "
                     "argument that it takes for that, for example use_running_average=False."
                 ) from error
+            if all(fixed):
+                raise InputError(
+                    "Applied like this, the module updates no statistics; pass the argument that it takes for training."
+                )
             found = of_batch(fixed, variables, images)
             total = found if total is None else jax.tree.map(jnp.add, total, found)
             count += 1

@@ -68,6 +68,8 @@ def l1_proximal(strength: float, learning_rate: optax.ScalarOrSchedule, mask: An
       [0.0, -1.5]
     """
     _check_strength(strength)
+    if not callable(learning_rate) and not (_is_finite(learning_rate) and learning_rate >= 0):
+        raise InputError(f"The learning rate is {learning_rate!r}; it must be a number of at least 0, or a schedule.")
     rate = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
 
     def update(updates: Any, state: optax.ScaleByScheduleState, params: Any = None) -> tuple[Any, Any]:
@@ -135,8 +137,12 @@ def scale_values(variables: Any) -> np.ndarray:
 
 
 def _check_strength(strength: float) -> None:
-    if isinstance(strength, str | None) or not strength >= 0:
+    if not (_is_finite(strength) and strength >= 0):
         raise InputError(f"The L1 strength is {strength!r}; it must be a number of at least 0, for example 1e-4.")
+
+
+def _is_finite(value: Any) -> bool:
+    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf" and bool(np.isfinite(value))
 
 
 def _masked(transform: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:

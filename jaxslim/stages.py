@@ -35,6 +35,8 @@ class Outcome(NamedTuple):
     failure: str = ""
     seconds: float = 0.0
     """Of the process that finished it."""
+    blocked: bool = False
+    """Whether it was not run, since one that it needs failed."""
 
 
 def check(folder: Path, stages: Sequence[Stage]) -> None:
@@ -69,7 +71,7 @@ def run(folder: Path, stages: Sequence[Stage], announce: Callable[[str], None]) 
             outcomes[stage.name] = there
             continue
         if missing := [name for name in stage.needs if outcomes[name].failure]:
-            outcomes[stage.name] = Outcome({}, f"not run, since {missing[0]} failed")
+            outcomes[stage.name] = Outcome({}, f"not run, since {missing[0]} failed", blocked=True)
             continue
         announce(stage.name)
         started = time.perf_counter()
@@ -92,8 +94,10 @@ def _there(folder: Path, stage: Stage) -> Outcome | None:
         return None
     try:
         record = json.loads(file.read_bytes())
-        spec, outcome = record["spec"], Outcome(dict(record["result"]), seconds=float(record["seconds"]))
-    except (ValueError, KeyError, TypeError):
+        spec, result, seconds = dict(record["spec"]), dict(record["result"]), float(record["seconds"])
+        if not result:
+            raise ValueError("no result")
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(
             f"{file} cannot be read; delete it, and those of the stages behind it, to have them done again."
         ) from None
@@ -102,4 +106,4 @@ def _there(folder: Path, stage: Stage) -> Outcome | None:
         differ = [name for name in {**spec, **mine} if spec.get(name) != mine.get(name)]
         what = ", ".join(f"{name} {spec.get(name)} there, {mine.get(name)} here" for name in differ)
         raise InputError(f"{file} is of another configuration ({what}); choose another --out.")
-    return outcome
+    return Outcome(result, seconds=seconds)

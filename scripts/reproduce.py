@@ -30,7 +30,7 @@ class Options:
     The same command goes on where it was stopped, and writes the report again.
     """
 
-    out: Path = Path("runs/reproduce")
+    out: str = "runs/reproduce"
     """Folder of the runs, results and the report."""
     dataset: str = "cifar10"
     """Or the path of the CIFAR binary archive, which needs no TensorFlow to prepare, or of other images."""
@@ -60,29 +60,37 @@ def main(argv: list[str]) -> None:
     given = {name: value for name in preset if (value := getattr(options, name, None)) is not None}
     chosen = preset | given
     width, techniques = chosen["width"], options.techniques or options.quick
-    if options.seeds < 1:
-        raise InputError(f"seeds is {options.seeds}; it must be at least 1.")
+    if not 1 <= options.seeds <= 1000:
+        raise InputError(f"seeds is {options.seeds}; it must lie between 1 and 1000.")
+    if not options.out:
+        raise InputError("--out is empty; give a folder to make.")
     if not 0 < width <= 1:
         raise InputError(f"width is {width}; it must lie in (0, 1], for example 0.25.")
-    out = options.out.absolute()
+    out = Path(options.out).absolute()
     if not next(place for place in (out, *out.parents) if place.exists()).is_dir():
         raise InputError(f"{out} cannot be a folder, since a file is in its place; choose another --out.")
     import reproduce_report
     import reproduce_stages
 
-    from jaxslim import data, report
+    from jaxslim import data, report, steps
     from jaxslim.models import WIDTHS
     from jaxslim.sealing import digest
 
+    part = out / "quick" / "images.npz"
+    if options.quick and Path(options.dataset).absolute() == part:
+        raise InputError(f"{part} is what --quick writes; give the images that it was taken from.")
     base = TrainConfig(
         widths=tuple("M" if size == "M" else max(1, round(int(size) * width)) for size in WIDTHS[chosen["model"]]),
         epochs=chosen["epochs"],
         l1=chosen["l1"],
         dtype=options.dtype,
-        dataset=str(out / "images.npz") if options.quick else options.dataset,
+        dataset=str(part) if options.quick else options.dataset,
         data_dir=options.data_dir,
     )
     images = data.load(options.dataset, data_dir=options.data_dir)  # fails at once where there is none
+    count = min(QUICK_IMAGES, len(images.train_labels)) if options.quick else len(images.train_labels)
+    steps.check_batches(base, count, steps.device_mesh())
+    published = reproduce_report.published()
     content = digest({name: value for name, value in images._asdict().items() if isinstance(value, np.ndarray)})
     plans = {}
     for seed in range(options.seeds):
@@ -92,10 +100,10 @@ def main(argv: list[str]) -> None:
         check(folder, stages)
     with locked(out, "--out"):
         if options.quick:
-            _write_part(images, out / "images.npz")
+            _write_part(images, part)
         found = [run_stages(folder, stages, _announcer(folder, stages)) for folder, stages in plans.items()]
         command = shlex.join(["python", "scripts/reproduce.py", *argv])
-        result = reproduce_report.gather(base, images.name, list(plans), found, command)
+        result = reproduce_report.gather(base, images.name, list(plans), found, command, published)
         report.show(result)
         report.write(result, out / "report")
         numbers = [{name: outcome.result for name, outcome in outcomes.items()} for outcomes in found]

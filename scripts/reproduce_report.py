@@ -11,6 +11,7 @@ import reproduce_stages as plan
 
 from jaxslim import checkpoint
 from jaxslim.config import RATIOS, TrainConfig
+from jaxslim.errors import InputError
 from jaxslim.models import WIDTHS
 from jaxslim.report import Report, SweepRow, Table
 from jaxslim.report import Stage as Row
@@ -24,7 +25,22 @@ CUT_LABELS = {"cut": "none", "cut-absorbed": "absorbed", "cut-recalibrated": "re
 Seeds = Sequence[dict[str, Outcome]]
 
 
-def gather(base: TrainConfig, data: str, homes: Sequence[Path], seeds: Seeds, command: str) -> Report:
+def published() -> dict[str, Any]:
+    """The figures of others.
+
+    Raises:
+      InputError: their file is missing or damaged.
+    """
+    try:
+        figures = json.loads(PUBLISHED.read_bytes())
+        return {name: dict(figures[name]) for name in ("reference", "foolwood", "authors", "paper")}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{PUBLISHED} cannot be read; restore it: git checkout {PUBLISHED.name}.") from None
+
+
+def gather(
+    base: TrainConfig, data: str, homes: Sequence[Path], seeds: Seeds, command: str, others: dict[str, Any]
+) -> Report:
     """Means over the seeds beside the published figures; pipeline, sweep and plots are of the seed that failed least.
 
     Args:
@@ -33,6 +49,7 @@ def gather(base: TrainConfig, data: str, homes: Sequence[Path], seeds: Seeds, co
       homes: folder of each seed.
       seeds: outcomes of each seed.
       command: what was called.
+      others: of `published`.
     """
     labels = _labels(base)
     best = min(range(len(seeds)), key=lambda seed: len(failures(seeds[seed : seed + 1])))
@@ -77,7 +94,7 @@ def gather(base: TrainConfig, data: str, homes: Sequence[Path], seeds: Seeds, co
             label: tuple((ratio, statistics.fmean(_at_ratio(seeds, name, ratio))) for ratio in RATIOS)
             for name, label in _sweeps(seeds).items()
         },
-        tables=tuple(table for table in _tables(base, seeds) if table.rows),
+        tables=tuple(table for table in _tables(base, seeds, others) if table.rows),
         notes=notes,
     )
 
@@ -88,9 +105,13 @@ def _labels(base: TrainConfig) -> dict[str, str]:
         "baseline": "Baseline",
         "sparse": "Trained with sparsity",
         "cut": f"Cut at {plan.RATIO:g}",
-        "tuned-short": f"Fine-tuned, {short} epochs",
-        "tuned-long": f"Fine-tuned, {long} epochs",
+        "tuned-short": f"Fine-tuned, {_epochs(short)}",
+        "tuned-long": f"Fine-tuned, {_epochs(long)}",
     }
+
+
+def _epochs(number: int) -> str:
+    return "1 epoch" if number == 1 else f"{number} epochs"
 
 
 def _pulls() -> dict[str, str]:
@@ -112,12 +133,11 @@ def _sweeps(seeds: Seeds) -> dict[str, str]:
 
 
 def failures(seeds: Seeds) -> list[str]:
-    return [
-        f"seed {seed}: {name} ({outcome.failure})"
-        for seed, outcomes in enumerate(seeds)
-        for name, outcome in outcomes.items()
-        if outcome.failure
-    ]
+    """What failed, and how many stages could not be run for that."""
+    outcomes = [(seed, name, outcome) for seed, stages in enumerate(seeds) for name, outcome in stages.items()]
+    failed = [f"seed {seed}: {name} ({one.failure})" for seed, name, one in outcomes if one.failure and not one.blocked]
+    blocked = sum(outcome.blocked for *_, outcome in outcomes)
+    return [*failed, *([f"{blocked} more that need their results"] if blocked else [])]
 
 
 def _values(seeds: Seeds, name: str, value: str = "accuracy") -> list[Any]:
@@ -136,9 +156,7 @@ def _percent(values: Sequence[float]) -> str:
     return f"{100 * statistics.fmean(values):.2f}{deviation}"
 
 
-def _tables(base: TrainConfig, seeds: Seeds) -> list[Table]:
-    published = json.loads(PUBLISHED.read_text())
-
+def _tables(base: TrainConfig, seeds: Seeds, published: dict[str, Any]) -> list[Table]:
     def accuracy(name: str) -> str:
         return _percent(_values(seeds, name))
 

@@ -67,8 +67,8 @@ def main(argv: list[str]) -> None:
     kills = options.kills if options.kills is not None else 100 if options.long else 6
     inputs = options.inputs if options.inputs is not None else 10_000 if options.long else 200
     networks = options.networks if options.networks is not None else 2000 if options.long else 20
-    if min(kills, inputs, networks) < 0:
-        raise InputError("--kills, --inputs and --networks must be at least 0.")
+    if min(kills, inputs, networks, options.seed) < 0:
+        raise InputError("--kills, --inputs, --networks and --seed must be at least 0.")
     if networks and not all(map(importlib.util.find_spec, ("pytest", "hypothesis"))):
         raise InputError('Drawing networks needs pytest and Hypothesis: pip install -e ".[dev]", or give --networks 0.')
     rng = np.random.default_rng(options.seed)

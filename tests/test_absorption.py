@@ -213,7 +213,7 @@ def test_another_networks_plan_is_refused() -> None:
         jaxslim.absorb(apply, variables, jaxslim.trace(apply, variables, IMAGES), plan, IMAGES)
     with pytest.raises(InputError, match=r"dense0/kernel \(6, 3\) is none of the traced variables; trace these first"):
         jaxslim.absorb(apply, variables, graph, plan, IMAGES)
-    with pytest.raises(InputError, match=r"images are a ShapeDtypeStruct, and absorbing evaluates .*; pass an array"):
+    with pytest.raises(InputError, match=r"images are a ShapeDtypeStruct or empty; absorbing evaluates"):
         jaxslim.absorb(other, others, graph, plan, jax.ShapeDtypeStruct(IMAGES.shape, np.float32))
 
 

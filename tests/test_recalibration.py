@@ -93,6 +93,24 @@ def test_a_cut_network_gets_what_the_zeroed_one_gets() -> None:
             np.testing.assert_allclose(values, kept["batch_stats"][layer][name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("seen", "message"),
+    [
+        (np.ones((2, 4, 4, 3), np.float32), "batches are one array or none; pass a list of arrays"),
+        (None, "batches are one array or none; pass a list of arrays"),
+        ([(np.ones((2, 4, 4, 3)), np.ones(2))], "A batch is no array of images, or an empty one; pass images without"),
+        ([np.ones((0, 4, 4, 3))], "A batch is no array of images, or an empty one; pass images without labels"),
+        ([np.ones((2, 4, 4, 5), np.float32)], "Normed cannot be applied as in training"),
+    ],
+)
+def test_batches_that_are_none(seen: Any, message: str) -> None:
+    variables = Normed().init(jax.random.key(0), batches(1)[0])
+    with pytest.raises(InputError, match=message):
+        jaxslim.recalibrate(Normed(), variables, seen)
+    with pytest.raises(InputError, match="the module updates no statistics; pass the argument that it takes for"):
+        jaxslim.recalibrate(Normed(), variables, batches(1), train=False)
+
+
 def test_what_cannot_be_recalibrated() -> None:
     variables = nn.BatchNorm(use_running_average=True).init(jax.random.key(0), batches(1)[0])
     with pytest.raises(InputError, match=r"BatchNorm cannot be applied as in training .*; pass the argument that it"):

@@ -125,7 +125,7 @@ def test_a_failed_stage_is_named_and_the_rest_reported(patched, tmp_path, capsys
     assert ended.value.code == 1
     said = capsys.readouterr().err
     assert "failed: seed 0: tuned-short (The training diverged in epoch 1, step 3.); seed 0: pass-2 (" in said
-    assert "pass-3-cut (not run, since pass-2 failed)" in said
+    assert "; 4 more that need their results. The same command tries these stages again." in said
     text = (tmp_path / "out" / "report" / "report.md").read_text()
     assert "- failed: seed 0: tuned-short (The training diverged" in text
     assert len(re.findall(r"^\| [12] \|", text.partition("Several passes")[2], re.MULTILINE)) == 1
@@ -156,7 +156,7 @@ def test_each_cell_of_the_tables_is_of_its_own_stage(patched, tmp_path):
         rows = [{"accuracy": number / 100 + place / 1000, "params": 1_000_000 * number} for place in range(8)]
         result = {"rows": rows} if name.startswith("sweep") else {"accuracy": number / 100, **sizes}
         results[name] = Outcome(result)
-    tables = {table.title.partition(":")[0]: table for table in of._tables(base, [results])}
+    tables = {table.title.partition(":")[0]: table for table in of._tables(base, [results], of.published())}
 
     def shown(*stages):
         return [f"{names.index(stage) + 1:.2f}" if stage else "" for stage in stages]
@@ -224,6 +224,27 @@ def test_a_cut_that_was_moved_is_used_again(out, patched, tmp_path):
     assert (copy / "seed-0" / "cut-both" / "checksums.json").stat().st_mtime_ns == before
 
 
+def test_images_of_the_user_are_not_replaced(patched, tmp_path):
+    mine = tmp_path / "images.npz"
+    mine.write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"is what --quick writes; give the images that it was taken from"):
+        patched.main(["--quick", "--dataset", str(tmp_path / "quick" / "images.npz"), "--out", str(tmp_path)])
+    with pytest.raises(InputError):
+        patched.main(["--quick", "--dataset", str(mine), "--out", str(tmp_path)])
+    assert mine.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"reference": {}}'])
+def test_published_figures_that_are_gone(patched, tmp_path, monkeypatch, content):
+    file = tmp_path / "published.json"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setattr("reproduce_report.PUBLISHED", file)
+    with pytest.raises(InputError, match=r"published.json cannot be read; restore it: git checkout published.json"):
+        patched.main(["--quick", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_configuration_is_refused(out, patched):
     with pytest.raises(InputError, match=r"baseline.json is of another configuration \(epochs 2 there, 3 here\)"):
         patched.main(["--quick", "--epochs", "3", "--out", str(out)])
@@ -232,7 +253,12 @@ def test_another_configuration_is_refused(out, patched):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "0"], "seeds is 0; it must be at least 1."),
+        (["--seeds", "0"], "seeds is 0; it must lie between 1 and 1000."),
+        (["--out", ""], "--out is empty; give a folder to make."),
+        (
+            ["--epochs", "1000000000"],
+            "1000000000 epochs take 3000000000 steps, more than",
+        ),
         (["--width", "0"], "width is 0.0; it must lie in (0, 1], for example 0.25."),
         (["--epochs", "0"], "epochs is 0; it must be a number of at least 1."),
         (

@@ -1,5 +1,6 @@
 """The L1 pull and its aim against the formula written out by hand."""
 
+import math
 from typing import Any
 
 import jax
@@ -202,6 +203,9 @@ def test_both_forms_of_l1_pull_as_hard(momentum: float) -> None:
 def test_proximal_l1_needs_parameters_and_a_strength() -> None:
     with pytest.raises(jaxslim.InputError, match=r"The L1 strength is -1; it must be a number of at least 0"):
         jaxslim.l1_proximal(-1, 0.1, MASK)
+    for rate in (-1.0, math.nan, None, "0.1"):
+        with pytest.raises(jaxslim.InputError, match=r"The learning rate is .*; it must be a number of at least 0"):
+            jaxslim.l1_proximal(1e-4, rate, MASK)
     tx = jaxslim.l1_proximal(1.0, 0.1, True)
     with pytest.raises(jaxslim.InputError, match=r"l1_proximal needs the parameters: call update\("):
         tx.update({"scale": jnp.ones(1)}, tx.init({"scale": jnp.ones(1)}))

@@ -26,6 +26,10 @@ def plan(calls: list[str], fail: str = "", **changes: Any) -> list[Stage]:
     return [stage("a"), stage("b", "a"), stage("c", "b"), stage("d")]
 
 
+BROKEN = ['{"spec": {}, "result": 1, "seconds": 0}', '{"spec": null, "result": {"a": 1}, "seconds": 0}']
+BROKEN += ['{"spec": {}, "result": {}, "seconds": 0}']
+
+
 def run(folder: Any, planned: list[Stage]) -> dict[str, Outcome]:
     return stages.run(folder, planned, lambda name: None)
 
@@ -67,7 +71,7 @@ def test_a_result_of_another_configuration_is_refused_before_any_work(tmp_path: 
     assert not calls
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"spec": {}, "result": 1, "seconds": 0}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 10**5, *BROKEN])
 def test_a_result_that_cannot_be_read(tmp_path: Any, content: str) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(InputError, match=r"a.json cannot be read; delete it, and those of the stages behind it"):
