@@ -76,7 +76,7 @@ def apply_plan(module: Any, variables: Any, graph: ChannelGraph, plan: Plan, ima
     except Exception as error:  # whatever the module and JAX find wrong
         raise InputError(
             f"{type(module).__name__} cannot be applied after the cut ({first_line(error)}): it takes a width from "
-            "other than its parameters' shapes, or its resized is no self.clone(...). Name the layers concerned in leave."
+            "other than its parameters' shapes, or its resized is no self.clone. Name the layers concerned in leave."
         ) from error
     return Pruned(narrower, smaller, plan)
 

@@ -478,8 +478,13 @@ def test_ctrl_c_that_an_import_turns_into_another_error(capsys):
         except KeyboardInterrupt:
             raise ImportError("Encountered an error while initializing the extension.") from None
 
-    with pytest.raises(SystemExit) as caught:
-        cli.run(main, [])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cli.run(main, [])
+        after = signal.getsignal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert caught.value.code == 130
     assert capsys.readouterr().err.startswith("jaxslim: stopped; run the same command again")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert after is signal.default_int_handler
