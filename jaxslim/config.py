@@ -72,6 +72,8 @@ class TrainConfig:
     """How it pulls: the subgradient in the gradient, as in the reference, or a soft threshold after each step of
     l1 / (1 - momentum) times the rate, which pulls as hard and makes scales exactly zero."""
 
+    save_every: int = 1
+    """Epochs from one checkpoint to the next; the last epoch is always saved. `best` is the best of those saved."""
     seed: int = 0
     """Seed of initialisation, data order and augmentation."""
     eval_batch_size: int = 500
@@ -88,7 +90,7 @@ class TrainConfig:
             if not _fits(value, field.type):
                 kind = field.type.__name__ if isinstance(field.type, type) else str(field.type).replace("typing.", "")
                 raise InputError(f"{field.name} is {value!r}; it must be of type {kind}.")
-        at_least_one = ("epochs", "batch_size", "eval_batch_size", "image_size")
+        at_least_one = ("epochs", "batch_size", "eval_batch_size", "image_size", "save_every")
         not_negative = ("pad", "momentum", "weight_decay", "l1", "seed", "lr_drop_factor")
         for names, least in ((at_least_one, 1), (not_negative, 0)):
             for name in names:

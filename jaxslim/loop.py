@@ -23,7 +23,14 @@ from jaxslim.sealing import damage
 from jaxslim.sparsity import bn_scale_mask, scale_values
 from jaxslim.stopping import stop_requests
 
-_PLACES = ("name", "workdir", "data_dir", "tensorboard", "compilation_cache")  # what may differ when a run is continued
+_PLACES = (
+    "name",
+    "workdir",
+    "data_dir",
+    "tensorboard",
+    "compilation_cache",
+    "save_every",
+)  # what may differ when a run is continued
 
 
 class Trained(NamedTuple):
@@ -156,8 +163,9 @@ def train(config: TrainConfig) -> Trained:
                 with metrics_file.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 flush(metrics_file)  # the row has to outlast its checkpoint
-            meta = checkpoint.describe(module, state.variables, {**lineage, "metrics": row, "epoch": epoch})
-            saver.save(epoch, state.variables, state.optimizer, meta)
+            if epoch % config.save_every == 0 or epoch == config.epochs:
+                meta = checkpoint.describe(module, state.variables, {**lineage, "metrics": row, "epoch": epoch})
+                saver.save(epoch, state.variables, state.optimizer, meta)
             if writer:
                 for name, value in row.items():
                     writer.add_scalar(name, value, epoch)

@@ -1,6 +1,7 @@
 """The checkpoints of a run over time: saving them, keeping some, and going on from the newest that is whole."""
 
 import logging
+import math
 import os
 import shutil
 import uuid
@@ -50,7 +51,7 @@ def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
             faults[path] = fault
             continue
         meta = read_meta(path)
-        if path == partial and meta.get("epoch") != (epochs[-1] if epochs else 0) + 1:
+        if path == partial and epochs and _epoch(meta) <= epochs[-1]:
             continue  # of an epoch that has been finished since
         if path != partial:
             selection(path, meta)  # as every save will ask
@@ -147,6 +148,11 @@ class Saver:
                 epochs.append(epoch)
         for epoch in set(epochs) - {*epochs[-2:], best(self._run, epochs)}:
             _remove(epoch_folder(self._run, epoch))
+
+
+def _epoch(meta: Mapping[str, Any]) -> float:
+    epoch = meta.get("epoch")
+    return epoch if isinstance(epoch, int) else math.inf  # which going on from there will refuse
 
 
 def _set_aside(path: Path, fault: str, instead: Path) -> None:

@@ -84,6 +84,7 @@ def main(argv: list[str]) -> None:
         epochs=chosen["epochs"],
         l1=chosen["l1"],
         dtype=options.dtype,
+        save_every=max(1, chosen["epochs"] // 16),  # or saving takes longer than an epoch on a fast GPU
         dataset=str(part) if options.quick else options.dataset,
         data_dir=options.data_dir,
     )

@@ -89,7 +89,7 @@ def _training(at: Setting, name: str, source: str | None = None, **changes: Any)
     start = str(at.home / source) if source else None
     config = dataclasses.replace(at.base, **changes, name=name, workdir=str(at.home / name), init_from=start)
     spec = dataclasses.asdict(config) | {"init_from": source, "images": at.images}
-    del spec["workdir"], spec["data_dir"], spec["dataset"]
+    del spec["workdir"], spec["data_dir"], spec["dataset"], spec["save_every"]
     if source:
         del spec["widths"]  # those of the source
 

@@ -170,6 +170,7 @@ FIELDS = {
     "schedule": (["one-cycle"], "one-cycle", "linear"),
     "l1": (["1e-3"], 0.001, "some"),
     "l1_method": (["proximal"], "proximal", "huber"),
+    "save_every": (["3"], 3, "often"),
     "seed": (["7"], 7, "random"),
     "eval_batch_size": (["32"], 32, "all"),
     "compilation_cache": ([], False, None),

@@ -390,6 +390,24 @@ def test_a_signal_saves_the_middle_of_an_epoch(tmp_path, monkeypatch, whole, whe
     assert not (tmp_path / "run" / "interrupted").exists()
 
 
+def test_checkpoints_of_some_epochs_only(tmp_path, monkeypatch, whole):
+    """The same run with fewer checkpoints: undisturbed, stopped after an epoch that was not saved, and killed."""
+    folders = [train(tiny(tmp_path / "undisturbed", save_every=3)).folder]
+    for name, call in (("stopped", 9), ("stopped twice", 21)):
+        with monkeypatch.context() as patch:
+            signal_at(patch, "train_step", call, signal.SIGTERM)
+            with pytest.raises(StoppedError):
+                train(tiny(tmp_path / name, save_every=3))
+        if name == "stopped twice":  # and the process ends before its state is looked at: back to epoch 3
+            shutil.rmtree(tmp_path / name / "run" / "interrupted")
+        folders.append(train(tiny(tmp_path / name, save_every=3)).folder)
+    for folder in folders:
+        assert checkpoint.finished(folder) == [3, 4]
+        assert (folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
+        assert_same_arrays(*(checkpoint.load(path / "latest").variables for path in (folder, whole.folder)))
+        assert not (folder / "interrupted").exists()
+
+
 def test_the_middle_of_anothers_first_epoch_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         signal_at(patch, "train_step", 3, signal.SIGTERM)
