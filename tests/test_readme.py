@@ -43,7 +43,7 @@ def test_figures_of_the_reproduction_are_those_of_its_report():
     assert len(shown) > 20
     assert [line for line in shown if line not in report.splitlines()] == []
     command = re.search(r"^    (python scripts/reproduce.py .*--width.*)$", section, re.M)[1]
-    assert f"- command: {command} " in report
+    assert f"- command: {command}\n" in report
     results = json.loads((ROOT / ".github" / "reproduction" / "results.json").read_text())
     for number in re.findall(r"\d\d\.\d\d(?= %)", section):  # in the text
         found = {f"{100 * value:.2f}" for seed in results for value in _accuracies(seed)}
