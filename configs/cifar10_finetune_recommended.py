@@ -1,7 +1,6 @@
 """Fine-tuning of the pruned VGG-19 on CIFAR-10 by what measured best: the rate falls along a cosine, not in steps.
 
-Before:  python -m jaxslim.prune runs/cifar10-sparse --ratio 0.7 --absorb --recalibrate 20 --out runs/cifar10-best-cut
-Command: python -m jaxslim.train configs/cifar10_finetune_recommended.py
+Command: python -m jaxslim.train configs/cifar10_finetune_recommended.py   (after cifar10_sparse_recommended.py)
 Cost: as cifar10_finetune.py, about 2.6 PFLOP.
 Expected at ratio 0.7: above the 93.6 % of a stepped rate, by what was measured at a quarter of the widths (README); at
 full size it is not yet run.

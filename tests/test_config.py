@@ -44,6 +44,13 @@ CIFAR = {
         "l1": 0.0,
         "init_from": "runs/cifar10-pruned",
     },
+    "cifar10_sparse_recommended": {
+        "name": "cifar10-proximal",
+        "dataset": "cifar10",
+        "epochs": 160,
+        "l1": 0.0001,
+        "l1_method": "proximal",
+    },
     "cifar10_finetune_recommended": {
         "name": "cifar10-finetuned-recommended",
         "dataset": "cifar10",
