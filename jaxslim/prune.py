@@ -187,7 +187,8 @@ def save_cut(
     full = variables
     if absorb:
         variables = absorption.absorb(module.apply, full, graph, chosen, images)
-    absorbed = sum(new is not old for new, old in zip(jax.tree.leaves(variables), jax.tree.leaves(full), strict=True))
+    pairs = zip(jax.tree.leaves(variables), jax.tree.leaves(full), strict=True)
+    absorbed = sum(new is not old and not jnp.allclose(new, old, rtol=0, atol=1e-6) for new, old in pairs)
     pruned = apply_plan(module, variables, graph, chosen, images)
     gap = difference(module, variables, pruned, graph, images)
     exact = bool(graph.exact[~chosen.keep].all())
