@@ -39,8 +39,9 @@ def test_nothing_is_lost_or_passes_unseen():
     ("options", "message"),
     [
         (["--short", "--long"], "--short and --long exclude each other; give one of them."),
-        (["--kills", "-1"], "--kills, --inputs and --networks must be at least 0."),
-        (["--networks", "-1"], "--kills, --inputs and --networks must be at least 0."),
+        (["--kills", "-1"], "--kills, --inputs, --networks and --seed must be at least 0."),
+        (["--networks", "-1"], "--kills, --inputs, --networks and --seed must be at least 0."),
+        (["--seed", "-1"], "--kills, --inputs, --networks and --seed must be at least 0."),
     ],
 )
 def test_bad_options(options, message):
