@@ -267,7 +267,8 @@ def test_another_configuration_is_refused(out, patched):
         ),
     ],
 )
-def test_unusable_options(patched, arguments, message):
+def test_unusable_options(patched, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the default --out would be made
     with pytest.raises(InputError, match=re.escape(message)):
         patched.main(["--quick", *arguments])
     assert not Path("runs").exists()
