@@ -19,6 +19,7 @@ from jaxslim.errors import InputError
 from jaxslim.rules.control import inner_program
 from jaxslim.selection import Plan
 from jaxslim.sparsity import bn_scale_mask
+from jaxslim.surgery import check_size
 
 _RESHAPING = ("broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze")
 
@@ -86,11 +87,7 @@ def absorber(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, ima
     def run(plan: Plan) -> Any:
         if not isinstance(plan, Plan):
             raise InputError(f"The plan is of type {type(plan).__name__}; pass what jaxslim.plan gave.")
-        if len(plan.keep) != graph.num_units + 1:
-            raise InputError(
-                f"The plan is for {len(plan.keep) - 1} units and the graph has {graph.num_units}; trace the network "
-                "that the plan was made for."
-            )
+        check_size(graph, plan)
         if plan.keep.all():
             return variables
         keep = [[plan.keep[axis] for axis in axes] for axes in units]

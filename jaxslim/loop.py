@@ -23,14 +23,8 @@ from jaxslim.sealing import damage
 from jaxslim.sparsity import bn_scale_mask, scale_values
 from jaxslim.stopping import stop_requests
 
-_PLACES = (
-    "name",
-    "workdir",
-    "data_dir",
-    "tensorboard",
-    "compilation_cache",
-    "save_every",
-)  # what may differ when a run is continued
+_PLACES = ("name", "workdir", "data_dir", "tensorboard", "compilation_cache", "save_every")
+"""Fields that may differ when a run is continued."""
 
 
 class Trained(NamedTuple):

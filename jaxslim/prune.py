@@ -228,9 +228,7 @@ def _training_batches(meta: dict[str, Any], count: int, data_dir: str | None) ->
 
     config = training_config(meta, data_dir=data_dir)
     images = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)
-    if config.holdout:
-        images, *_ = data.hold_out(images, config.holdout, config.seed)
-    return steps.training_batches(config, images.train_images, count)
+    return steps.training_batches(config, images, count)
 
 
 def tolerance(module: Any) -> float:

@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxslim.config import TrainConfig
-from jaxslim.data import augment, normalise
+from jaxslim.data import Dataset, augment, hold_out, normalise
 from jaxslim.errors import InputError
 from jaxslim.lowering import compiler_options
 from jaxslim.sparsity import l1_proximal, l1_subgradient
@@ -250,16 +250,21 @@ def order(seed: int, epoch: int, count: int, batch_size: int) -> np.ndarray:
     return shuffled[: count // batch_size * batch_size].reshape(-1, batch_size).astype(np.int32)
 
 
-def training_batches(config: TrainConfig, images: np.ndarray, count: int) -> list[jax.Array]:
+def training_batches(config: TrainConfig, images: Dataset, count: int) -> list[jax.Array]:
     """The first `count` batches of a shuffled epoch, augmented and normalised as in training; fewer if it has fewer.
+
+    What the configuration holds out of the training set is left out.
 
     Raises:
       InputError: the training set has no whole batch.
     """
-    chosen = order(config.seed, 0, len(images), config.batch_size)[:count]
+    if config.holdout:
+        images, *_ = hold_out(images, config.holdout, config.seed)
+    pixels = images.train_images
+    chosen = order(config.seed, 0, len(pixels), config.batch_size)[:count]
     if not len(chosen):
         raise InputError(
-            f"A batch of {config.batch_size} is larger than the training set of {len(images)}; use a smaller one."
+            f"A batch of {config.batch_size} is larger than the training set of {len(pixels)}; use a smaller one."
         )
     keys = jax.random.split(jax.random.key(config.seed), len(chosen))
 
@@ -267,7 +272,7 @@ def training_batches(config: TrainConfig, images: np.ndarray, count: int) -> lis
     def make(batch: Any, key: Any) -> jax.Array:
         return normalise(augment(batch, key, pad=config.pad, flip=config.flip), config.mean, config.std)
 
-    return [make(images[row], key) for row, key in zip(chosen, keys, strict=True)]
+    return [make(pixels[row], key) for row, key in zip(chosen, keys, strict=True)]
 
 
 def check_batches(config: TrainConfig, count: int, mesh: Mesh) -> None:

@@ -48,15 +48,23 @@ def zero(graph: ChannelGraph, tree: Any, plan: Plan) -> Any:
     return _map(graph, tree, plan, blank)
 
 
-def _map(graph: ChannelGraph, tree: Any, plan: Plan, change: Any) -> Any:
-    if not (isinstance(graph, ChannelGraph) and isinstance(plan, Plan)):
-        given = f"a {type(graph).__name__} and a {type(plan).__name__}"
-        raise InputError(f"The graph and the plan are {given}; pass what trace and plan gave, and the tree between.")
+def check_size(graph: ChannelGraph, plan: Plan) -> None:
+    """
+    Raises:
+      InputError: the plan is for another number of units than the graph has.
+    """
     if len(plan.keep) != graph.num_units + 1:
         raise InputError(
             f"The plan is for {len(plan.keep) - 1} units and the graph has {graph.num_units}; trace the network that "
             "the plan was made for."
         )
+
+
+def _map(graph: ChannelGraph, tree: Any, plan: Plan, change: Any) -> Any:
+    if not (isinstance(graph, ChannelGraph) and isinstance(plan, Plan)):
+        given = f"a {type(graph).__name__} and a {type(plan).__name__}"
+        raise InputError(f"The graph and the plan are {given}; pass what trace and plan gave, and the tree between.")
+    check_size(graph, plan)
     leaves, used = [], []
     for path, leaf in leaf_paths(tree):
         number, shape = graph.find(path), np.shape(leaf)

@@ -84,8 +84,7 @@ def sweep(
         again = recalibrator(network)
         return lambda variables: evaluate(again(variables, batches) if batches else variables).accuracy
 
-    seen = data.hold_out(images, config.holdout, config.seed)[0] if config.holdout else images
-    batches = steps.training_batches(config, seen.train_images, recalibrate) if recalibrate else []
+    batches = steps.training_batches(config, images, recalibrate) if recalibrate else []
     full = measurer(module)
     adapt = absorber(module.apply, variables, graph, sample) if absorb else lambda _: variables
     adapted = [adapt(chosen) for chosen in plans]

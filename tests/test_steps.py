@@ -218,13 +218,16 @@ def test_one_step_of_the_optimizer_by_hand(decay_scales, method):
 def test_batches_for_recalibration_are_as_in_training():
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
     config = TrainConfig(image_size=8, pad=0, flip=False, batch_size=6)
-    found = steps.training_batches(config, images, 5)
+    labels = np.zeros(20, np.int32)
+    whole = data.Dataset("random", images, labels, images, labels, ("a",))
+    found = steps.training_batches(config, whole, 5)
     assert [batch.shape for batch in found] == [(6, 8, 8, 3)] * 3
     seen = np.round((np.concatenate(found) * 0.5 + 0.5) * 255).astype(np.uint8)
     assert len({image.tobytes() for image in seen} & {image.tobytes() for image in images}) == 18
-    assert not np.array_equal(found[0], steps.training_batches(dataclasses.replace(config, pad=2), images, 1)[0])
+    assert not np.array_equal(found[0], steps.training_batches(dataclasses.replace(config, pad=2), whole, 1)[0])
+    assert len(steps.training_batches(dataclasses.replace(config, holdout=0.5), whole, 5)) == 1
     with pytest.raises(InputError, match=r"A batch of 6 is larger than the training set of 5; use a smaller one"):
-        steps.training_batches(config, images[:5], 1)
+        steps.training_batches(config, whole._replace(train_images=images[:5]), 1)
 
 
 # Order
