@@ -19,5 +19,6 @@ from hypothesis import HealthCheck, settings
 _slow = (HealthCheck.too_slow, HealthCheck.data_too_large)
 settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True, suppress_health_check=_slow)
 _many = int(os.environ.get("HYPOTHESIS_EXAMPLES", "1000"))
-settings.register_profile("thorough", max_examples=_many, deadline=None, suppress_health_check=_slow)
+# Said outright: where the variable `CI` is set, Hypothesis would draw the same examples each time.
+settings.register_profile("thorough", max_examples=_many, deadline=None, derandomize=False, suppress_health_check=_slow)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
