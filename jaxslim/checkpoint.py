@@ -7,38 +7,30 @@ in one rename, checksums included, so that a folder of its name is whole or dama
 holds the middle of an epoch, where a signal stopped the run.
 """
 
-import contextlib
-import dataclasses
-import datetime
 import errno
 import gc
 import json
 import math
 import os
-import platform
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Mapping
-from importlib import metadata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxslim.description import FORMAT, DescriptionError, arrays, build, describe
 from jaxslim.errors import InputError, first_line
 from jaxslim.files import check_path, flush
 from jaxslim.models import VGG
 from jaxslim.sealing import damage, digest, seal
 
-FORMAT = 1
 UNFINISHED = ".unfinished-"
 """How the names of folders start that are being written or deleted."""
-_PACKAGES = ("jaxslim", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-_MODULES = {f"{VGG.__module__}.{VGG.__qualname__}": VGG}
 
 
 class Loaded(NamedTuple):
@@ -100,21 +92,11 @@ def load(path: str | Path, module_type: type | None = None) -> Loaded:
     path = find(path)
     _verify(path, "meta", "variables")
     meta = read_meta(path)
-    module = _module(path, meta, module_type)
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target: dict[str, Any] = {}
     try:
-        for name, (shape, dtype) in meta["variables"].items():
-            *parents, last = name.split("/")
-            inner = target
-            for parent in parents:
-                inner = inner.setdefault(parent, {})
-            inner[last] = jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype), sharding=sharding)
-        _check_size(path, target)
-    except InputError:
-        raise
-    except (AttributeError, TypeError, ValueError) as error:
-        raise damaged(path, f"its meta describes no arrays ({error})") from None
+        module, target = build(meta, module_type), arrays(meta)
+    except DescriptionError as error:
+        raise damaged(path, f"its meta describes {error}") from None
+    _check_size(path, target)
     if isinstance(module, VGG) and "image_shape" in meta:
         _check_fit(path, module, target, meta["image_shape"])
     variables = _restore(path, variables=ocp.args.StandardRestore(target)).variables
@@ -189,29 +171,6 @@ def write(path: Path, variables: Any, meta: Mapping[str, Any], optimizer: Any = 
     finally:
         for rest in path.parent.glob(f"{temporary.name}*"):  # orbax writes beside it first
             shutil.rmtree(rest, ignore_errors=True)
-
-
-def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The JSON part of a checkpoint: `meta`, and what it takes to build the module and read the arrays."""
-    shapes = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
-        plain = all(isinstance(key, jax.tree_util.DictKey) and "/" not in str(key.key) for key in path)
-        if not (path and plain and hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-            raise InputError("A checkpoint holds nested dicts of arrays; convert the variables to dicts first.")
-        if not jnp.issubdtype(leaf.dtype, np.number) and leaf.dtype != bool:
-            raise InputError(f"The variables hold an array of {leaf.dtype}; turn it into numbers.")
-        shapes["/".join(str(key.key) for key in path)] = [list(leaf.shape), str(leaf.dtype)]
-    if not shapes:
-        raise InputError("There are no arrays to save; pass the variables as module.init returns them.")
-    return {
-        **(meta or {}),
-        "format": FORMAT,
-        "module": {"type": f"{type(module).__module__}.{type(module).__qualname__}", "fields": _fields(module)},
-        "variables": shapes,
-        "digest": digest(variables),
-        "versions": {name: metadata.version(name) for name in _PACKAGES} | {"python": platform.python_version()},
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
 
 
 def parent(path: str | Path, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,56 +267,6 @@ def best(run: Path, epochs: list[int]) -> int:
 
 def epoch_folder(run: Path, epoch: int) -> Path:
     return run / "checkpoints" / str(epoch)
-
-
-def _fields(module: Any) -> dict[str, Any]:
-    if isinstance(module, type) or not dataclasses.is_dataclass(module):
-        raise InputError(
-            f"The module is of type {type(module).__name__}; pass a Linen module, not its class or its variables."
-        )
-    names = [field.name for field in dataclasses.fields(module) if field.init and field.name not in ("parent", "name")]
-    return {name: _encode(name, getattr(module, name)) for name in names}
-
-
-def _encode(name: str, value: Any) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, tuple | list):
-        return [_encode(name, item) for item in value]
-    with contextlib.suppress(TypeError, ValueError):  # not a dtype, or not a whole one
-        if jnp.issubdtype(dtype := np.dtype(value), jnp.number):
-            return {"dtype": dtype.name}
-    raise InputError(
-        f"The module's field {name} holds {value!r}, which a checkpoint cannot describe; "
-        "use numbers, strings, dtypes and tuples."
-    )
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_decode(item) for item in value)
-    return np.dtype(value["dtype"]) if isinstance(value, dict) else value
-
-
-def _module(path: Path, meta: Mapping[str, Any], module_type: type | None) -> Any:
-    try:
-        name, fields = str(meta["module"]["type"]), dict(meta["module"]["fields"])
-    except (KeyError, TypeError, ValueError):
-        raise damaged(path, "its meta describes no module") from None
-    build: Callable[..., Any] | None = module_type or _MODULES.get(name)
-    if not isinstance(build, type | None):
-        raise InputError(f"module_type is of type {type(build).__name__}; pass the class of the module.")
-    if build is None:
-        raise InputError(
-            f"The checkpoint holds a {name}, which is not jaxslim's; pass its class, load(path, module_type=...). The "
-            "commands work on jaxslim's own networks."
-        )
-    try:
-        return build(**{field: _decode(value) for field, value in fields.items()})
-    except (KeyError, TypeError) as error:
-        raise InputError(f"The checkpoint's {name} cannot be built from its fields: {error}.") from error
 
 
 def _check_size(path: Path, target: Any) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxslim import checkpoint, data, models, runs, steps
 from jaxslim.config import TrainConfig, check_widths
+from jaxslim.description import describe
 from jaxslim.errors import DivergedError, InputError, StoppedError
 from jaxslim.files import LOCK, check_path, flush, locked, write_whole
 from jaxslim.processes import FILE, is_first, largest, wait
@@ -122,7 +123,7 @@ def train(config: TrainConfig) -> Trained:
                 chosen_by = {"holdout_accuracy": choose(state.variables, check).accuracy} if choose else {}
             except StoppedError:
                 sums = {name: np.concatenate(jax.device_get(column)).tolist() for name, column in _columns(totals)}
-                meta = checkpoint.describe(module, state.variables, {**lineage, "epoch": epoch, "sums": sums})
+                meta = describe(module, state.variables, {**lineage, "epoch": epoch, "sums": sums})
                 saver.save_interrupted(state.variables, state.optimizer, meta)
                 saver.wait()
                 wait("for the state to be saved")
@@ -158,7 +159,7 @@ def train(config: TrainConfig) -> Trained:
                     file.write(json.dumps(row) + "\n")
                 flush(metrics_file)  # the row has to outlast its checkpoint
             if epoch % config.save_every == 0 or epoch == config.epochs:
-                meta = checkpoint.describe(module, state.variables, {**lineage, "metrics": row, "epoch": epoch})
+                meta = describe(module, state.variables, {**lineage, "metrics": row, "epoch": epoch})
                 saver.save(epoch, state.variables, state.optimizer, meta)
             if writer:
                 for name, value in row.items():

@@ -20,6 +20,7 @@ from test_loop import assert_same_arrays, contents, tiny
 
 import jaxslim
 from jaxslim import checkpoint, runs
+from jaxslim.description import describe
 from jaxslim.errors import InputError
 from jaxslim.loop import train
 from jaxslim.models import VGG
@@ -308,7 +309,7 @@ def save_epochs(run, network, accuracies, first=1, name="accuracy"):
     saver = runs.Saver(run)
     for epoch, accuracy in enumerate(accuracies, first):
         marked = jax.tree.map(lambda leaf, epoch=epoch: jnp.full_like(leaf, epoch), variables)
-        described = checkpoint.describe(module, marked, {"metrics": {"accuracy": 0.5, name: accuracy}, "epoch": epoch})
+        described = describe(module, marked, {"metrics": {"accuracy": 0.5, name: accuracy}, "epoch": epoch})
         saver.save(epoch, marked, {"momentum": jnp.full(3, epoch)}, described)
     saver.close()
 

@@ -1,0 +1,126 @@
+"""What a checkpoint says in JSON about its network, and the network that is built from that again."""
+
+import contextlib
+import dataclasses
+import datetime
+import platform
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxslim.errors import InputError
+from jaxslim.models import VGG
+from jaxslim.sealing import digest
+
+FORMAT = 1
+_PACKAGES = ("jaxslim", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_MODULES = {f"{VGG.__module__}.{VGG.__qualname__}": VGG}
+
+
+class DescriptionError(Exception):
+    """A description that no network can be built from; the message ends the sentence "its meta describes"."""
+
+
+def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON part of a checkpoint: `meta`, and what it takes to build the module and read the arrays."""
+    shapes = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
+        plain = all(isinstance(key, jax.tree_util.DictKey) and "/" not in str(key.key) for key in path)
+        if not (path and plain and hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise InputError("A checkpoint holds nested dicts of arrays; convert the variables to dicts first.")
+        if not jnp.issubdtype(leaf.dtype, np.number) and leaf.dtype != bool:
+            raise InputError(f"The variables hold an array of {leaf.dtype}; turn it into numbers.")
+        shapes["/".join(str(key.key) for key in path)] = [list(leaf.shape), str(leaf.dtype)]
+    if not shapes:
+        raise InputError("There are no arrays to save; pass the variables as module.init returns them.")
+    return {
+        **(meta or {}),
+        "format": FORMAT,
+        "module": {"type": f"{type(module).__module__}.{type(module).__qualname__}", "fields": _fields(module)},
+        "variables": shapes,
+        "digest": digest(variables),
+        "versions": {name: metadata.version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def build(meta: Mapping[str, Any], module_type: type | None = None) -> Any:
+    """The module that `meta` describes; `module_type` is its class, needed where jaxslim does not provide it.
+
+    Raises:
+      DescriptionError: it describes none.
+      InputError: the class is missing, or does not take the fields.
+    """
+    try:
+        name, fields = str(meta["module"]["type"]), dict(meta["module"]["fields"])
+    except (KeyError, TypeError, ValueError):
+        raise DescriptionError("no module") from None
+    make: Callable[..., Any] | None = module_type or _MODULES.get(name)
+    if not isinstance(make, type | None):
+        raise InputError(f"module_type is of type {type(make).__name__}; pass the class of the module.")
+    if make is None:
+        raise InputError(
+            f"The checkpoint holds a {name}, which is not jaxslim's; pass its class, load(path, module_type=...). The "
+            "commands work on jaxslim's own networks."
+        )
+    try:
+        return make(**{field: _decode(value) for field, value in fields.items()})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"The checkpoint's {name} cannot be built from its fields: {error}.") from error
+
+
+def arrays(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Shape, dtype and a place on the first device for each array that `meta` describes, in nested dicts.
+
+    Raises:
+      DescriptionError: it describes none.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    found: dict[str, Any] = {}
+    try:
+        for name, (shape, dtype) in meta["variables"].items():
+            if not all(type(size) is int and size >= 0 for size in shape):
+                raise ValueError(f"{name} has the shape {shape}")
+            *parents, last = name.split("/")
+            inner = found
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            inner[last] = jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype), sharding=sharding)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DescriptionError(f"no arrays ({error})") from None
+    return found
+
+
+def _fields(module: Any) -> dict[str, Any]:
+    if isinstance(module, type) or not dataclasses.is_dataclass(module):
+        raise InputError(
+            f"The module is of type {type(module).__name__}; pass a Linen module, not its class or its variables."
+        )
+    names = [field.name for field in dataclasses.fields(module) if field.init and field.name not in ("parent", "name")]
+    return {name: _encode(name, getattr(module, name)) for name in names}
+
+
+def _encode(name: str, value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        return [_encode(name, item) for item in value]
+    with contextlib.suppress(TypeError, ValueError):  # not a dtype, or not a whole one
+        if jnp.issubdtype(dtype := np.dtype(value), jnp.number):
+            return {"dtype": dtype.name}
+    raise InputError(
+        f"The module's field {name} holds {value!r}, which a checkpoint cannot describe; "
+        "use numbers, strings, dtypes and tuples."
+    )
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(item) for item in value)
+    return np.dtype(value["dtype"]) if isinstance(value, dict) else value
