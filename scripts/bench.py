@@ -4,7 +4,6 @@ Contestants take turns, so that a machine's moods hit all alike. A turn is one c
 threads of the one before come to rest, and one that is; figures are medians.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -68,10 +67,10 @@ def main(argv: list[str]) -> None:
 
     vgg19 = {"dense": WIDTHS["vgg19"], "pruned": PRUNED, "rounded": ROUNDED}
     networks = QUICK if options.quick else vgg19
-    torch = _torch() if options.peer else None
+    peer = _peer() if options.peer else None
     accelerated = jax.default_backend() != "cpu"
     dtypes = ("float32", "bfloat16") if accelerated else ("float32",)
-    result: dict[str, Any] = {"machine": _machine(torch), "networks": {k: list(v) for k, v in networks.items()}}
+    result: dict[str, Any] = {"machine": _machine(peer), "networks": {k: list(v) for k, v in networks.items()}}
     _say(f"machine: {result['machine']}")
 
     size = 256 if options.quick else 8192 if accelerated else 2048
@@ -81,23 +80,23 @@ def main(argv: list[str]) -> None:
     for name, widths in networks.items():
         for dtype in dtypes:
             for batch in options.batches:
-                for kind, seconds, macs in _network(widths, dtype, batch, options.rounds, torch, size):
+                for kind, seconds, macs in _network(widths, dtype, batch, options.rounds, peer, size):
                     flop = 2 * macs * batch * (3 if kind == "train" else 1)
                     rate = 2 * size**3 / seconds.pop("matmul")
-                    ratios = {peer: value / seconds["jaxslim"] for peer, value in seconds.items() if peer != "jaxslim"}
+                    ratios = {who: value / seconds["jaxslim"] for who, value in seconds.items() if who != "jaxslim"}
                     share = flop / seconds["jaxslim"] / rate
                     rows.append(
                         {"network": name, "dtype": dtype, "batch": batch, "kind": kind, "macs": macs}
                         | {"seconds": seconds, "times_as_fast_as": ratios}
                         | {"matmul_flop_per_second": rate, "share_of_matmul_rate": share}
                     )
-                    against = ", ".join(f"{ratio:.2f} times {peer}" for peer, ratio in ratios.items())
+                    against = ", ".join(f"{ratio:.2f} times {who}" for who, ratio in ratios.items())
                     speed = batch / seconds["jaxslim"]
                     _say(f"{name} {dtype} batch {batch} {kind}: {speed:.1f} images/s {against}")
                     _keep(result, options)
     result["against_dense"] = _speedups(rows)
     sections: dict[str, Callable[[], object]] = {
-        "epoch": lambda: _epoch(networks["dense"], options, torch, size),
+        "epoch": lambda: _epoch(networks["dense"], options, peer, size),
         "cutting": lambda: _cutting(networks["dense"], options),
         "sweep": lambda: _sweep(networks["dense"], options),
         "first_step": lambda: _cold_start(options),
@@ -118,30 +117,25 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _torch() -> Any:
+def _peer() -> Any:
     try:
-        import torch
+        import bench_torch
     except ImportError:
         _say("PyTorch is not installed, so it is left out; to compare with it: pip install torch")
         return None
-    if _torch_device(torch) == "cuda" and not torch.cuda.is_available():
+    if not bench_torch.ready():
         _say("This PyTorch sees no GPU, where JAX has one, so it is left out; install a build with CUDA")
         return None
-    torch.backends.cudnn.benchmark = True
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    return torch
+    return bench_torch
 
 
-def _machine(torch: Any) -> dict[str, Any]:
+def _machine(peer: Any) -> dict[str, Any]:
     import jax
 
     from jaxslim.sweep import machine
 
-    return {"devices": [device.device_kind for device in jax.local_devices()], **machine()} | (
-        {"torch": torch.__version__, "torch_threads": torch.get_num_threads(), "torch_device": _torch_device(torch)}
-        if torch
-        else {}
-    )
+    devices = [device.device_kind for device in jax.local_devices()]
+    return {"devices": devices, **machine(), **(peer.machine() if peer else {})}
 
 
 def _medians(contestants: Timed, rounds: int) -> dict[str, float]:
@@ -181,7 +175,7 @@ def _training(config: TrainConfig, module: Any, variables: Any, mesh: Any) -> tu
 
 
 def _network(
-    widths: Any, dtype: str, batch: int, rounds: int, torch: Any, size: int
+    widths: Any, dtype: str, batch: int, rounds: int, peer: Any, size: int
 ) -> Iterator[tuple[str, dict[str, float], int]]:
     """Seconds of a bare training step (forward, gradients, SGD) and of inference, of jaxslim and its peers."""
     import jax
@@ -199,7 +193,7 @@ def _network(
     floats = jnp.asarray(images, dtype)
     apply = jax.jit(module.apply, compiler_options=lowering.compiler_options())
     infer: Timed = {"jaxslim": lambda: jax.block_until_ready(apply(variables, floats))}
-    peers = _torch_calls(torch, widths, dtype, images, labels) if torch else {}
+    peers = peer.calls(widths, dtype, images, labels) if peer else {}
     ceiling = _matmul(size, dtype)
     yield "infer", _medians(infer | {name: calls[1] for name, calls in peers.items()} | ceiling, rounds), macs
 
@@ -212,93 +206,6 @@ def _network(
 
     training: Timed = {"jaxslim": train} | {name: calls[0] for name, calls in peers.items()}
     yield "train", _medians(training | ceiling, rounds), macs
-
-
-def _torch_model(torch: Any, widths: Any, last: bool) -> Any:
-    """The same VGG; `last`: with channels last in memory."""
-    nn, layers, channels = torch.nn, [], 3
-    for width in widths:
-        if width == "M":
-            layers.append(nn.MaxPool2d(2))
-            continue
-        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)]
-        channels = width
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
-    return model.to(_torch_device(torch), memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def _torch_device(torch: Any) -> str:
-    """The kind of device that JAX runs on."""
-    import jax
-
-    return "cpu" if jax.default_backend() == "cpu" else "cuda"
-
-
-def _torch_step(torch: Any, model: Any, dtype: str, compiled: bool) -> Callable[[Any, Any], None]:
-    """One step of network slimming's training: cross-entropy, the L1 pull, SGD with momentum and weight decay."""
-    sgd = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
-    scales = [layer.weight for layer in model if isinstance(layer, torch.nn.BatchNorm2d)]
-    called = torch.compile(model) if compiled else model
-
-    def step(x: Any, y: Any) -> None:
-        sgd.zero_grad()
-        with _torch_precision(torch, dtype):
-            loss = torch.nn.functional.cross_entropy(called(x), y)
-        loss.backward()
-        for scale in scales:
-            scale.grad.add_(torch.sign(scale.detach()), alpha=1e-4)
-        sgd.step()
-
-    return step
-
-
-def _torch_precision(torch: Any, dtype: str) -> Any:
-    return torch.autocast(_torch_device(torch), torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
-
-
-def _torch_wait(torch: Any) -> None:
-    if _torch_device(torch) == "cuda":
-        torch.cuda.synchronize()
-
-
-def _if_it_compiles(call: Callable[[], object]) -> bool:
-    try:
-        call()
-    except Exception as error:  # torch.compile needs a C++ compiler and fails in many ways
-        _say(f"torch.compile does not work here, so it is left out: {str(error).partition(chr(10))[0][:120]}")
-        return False
-    return True
-
-
-def _torch_calls(torch: Any, widths: Any, dtype: str, images: Any, labels: Any) -> dict[str, tuple[Any, Any]]:
-    """(training step, inference) of PyTorch: eager, with channels last, and those compiled where that works."""
-    device = _torch_device(torch)
-    y = torch.tensor(labels).long().to(device)
-
-    def calls(last: bool, compiled: bool) -> tuple[Any, Any]:
-        x = torch.tensor(images).permute(0, 3, 1, 2).float().div(255).to(device)
-        x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-        step = _torch_step(torch, _torch_model(torch, widths, last), dtype, compiled)
-        evaluated = _torch_model(torch, widths, last).eval()
-        called = torch.compile(evaluated) if compiled else evaluated
-
-        def train() -> None:
-            step(x, y)
-            _torch_wait(torch)
-
-        def infer() -> None:
-            with torch.inference_mode(), _torch_precision(torch, dtype):
-                called(x)
-            _torch_wait(torch)
-
-        return train, infer
-
-    torch.compiler.reset()  # else it gives up on the eighth network
-    found = {"torch eager": calls(False, False), "torch channels_last": calls(True, False)}
-    compiled = calls(True, True)
-    if _if_it_compiles(lambda: [call() for call in compiled]):
-        found["torch.compile"] = compiled
-    return found
 
 
 def _speedups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -315,7 +222,7 @@ def _speedups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _epoch(widths: Any, options: Options, torch: Any, size: int) -> dict[str, Any]:
+def _epoch(widths: Any, options: Options, peer: Any, size: int) -> dict[str, Any]:
     """Training with augmentation as `jaxslim.train` does it (an epoch of 50,000 images, on CPUs three steps of one),
     against bare steps, the time that its arithmetic takes at the matrix product's rate, and two loops of PyTorch."""
     import jax
@@ -347,8 +254,8 @@ def _epoch(widths: Any, options: Options, torch: Any, size: int) -> dict[str, An
             jax.block_until_ready(states[0])
 
         calls[name] = epoch
-    if torch:
-        calls |= _torch_loops(torch, widths, dtype, images, labels, batch)
+    if peer:
+        calls |= peer.loops(widths, dtype, images, labels, batch)
     seconds = _medians(calls | _matmul(size, dtype), min(options.rounds, 3))
     floor = 6 * macs * len(images) * seconds.pop("matmul") / (2 * size**3)
     return {
@@ -360,67 +267,6 @@ def _epoch(widths: Any, options: Options, torch: Any, size: int) -> dict[str, An
         "times_the_floor": seconds["jaxslim"] / floor,
         "times_as_fast_as": {name: value / seconds["jaxslim"] for name, value in seconds.items() if name != "jaxslim"},
     }
-
-
-class _Augmented:
-    """Images one by one, as scripts of PyTorch augment them. Not local, since the loader's process imports it."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        import torch
-
-        image = torch.nn.functional.pad(torch.from_numpy(self.images[index]).permute(2, 0, 1), (4, 4, 4, 4))
-        row, column = torch.randint(0, 9, (2,)).tolist()
-        image = image[:, row : row + 32, column : column + 32]
-        image = image.flip(2) if torch.rand(()) < 0.5 else image
-        return image.float().div(255).sub(0.5).div(0.5), int(self.labels[index])
-
-
-def _torch_loops(torch: Any, widths: Any, dtype: str, images: Any, labels: Any, batch: int) -> Timed:
-    """An epoch as scripts of PyTorch write it (DataLoader, float32), and one written for speed: data on the device,
-    channels last, the dtype given, compiled where that works."""
-    device = _torch_device(torch)
-    loader = torch.utils.data.DataLoader(
-        _Augmented(images, labels),
-        batch_size=batch,
-        shuffle=True,
-        num_workers=1,
-        pin_memory=device == "cuda",
-        multiprocessing_context="spawn",
-        persistent_workers=True,
-    )
-    usual = _torch_step(torch, _torch_model(torch, widths, False), "float32", False)
-
-    def with_loader() -> None:
-        for x, y in loader:
-            usual(x.to(device), y.to(device))
-        _torch_wait(torch)
-
-    all_images, all_labels = (torch.from_numpy(array).to(device) for array in (images, labels))
-
-    def on_device(step: Callable[[Any, Any], None], order: Any) -> None:
-        grid = torch.arange(32, device=device)
-        for chosen in order.split(batch):
-            padded = torch.nn.functional.pad(all_images[chosen], (0, 0, 4, 4, 4, 4))
-            at = torch.randint(0, 9, (2, batch, 1), device=device)
-            rows, columns = at[0] + grid, at[1] + grid
-            columns = torch.where(torch.rand(batch, 1, device=device) < 0.5, columns.flip(1), columns)
-            x = padded[torch.arange(batch, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
-            step(x.permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.5), all_labels[chosen])
-        _torch_wait(torch)
-
-    def tuned(compiled: bool) -> Callable[[], None]:
-        step = _torch_step(torch, _torch_model(torch, widths, True), dtype, compiled)
-        return lambda: on_device(step, torch.randperm(len(images), device=device))
-
-    loops: Timed = {"torch with DataLoader, 1 worker": with_loader, "torch tuned": tuned(False)}
-    compiled = tuned(True)
-    return loops | ({"torch tuned, compiled": compiled} if _if_it_compiles(compiled) else {})
 
 
 def _cutting(widths: Any, options: Options) -> dict[str, float]:
