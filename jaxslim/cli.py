@@ -1,8 +1,8 @@
 """What the commands share: reading arguments, and turning errors into one message and an exit code."""
 
-import importlib.util
 import logging
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -93,12 +93,8 @@ def load_config(path: str) -> TrainConfig:
     file = Path(path)
     if not file.is_file() or file.suffix != ".py":
         raise InputError(f"There is no config file {path}; give a Python file such as configs/cifar10_sparse.py.")
-    spec = importlib.util.spec_from_file_location("jaxslim_config", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        names = runpy.run_path(str(file))  # an import would write, and later read, a copy of it as bytecode
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (Exception, SystemExit) as error:
@@ -106,7 +102,7 @@ def load_config(path: str) -> TrainConfig:
             f"{path} does not run: {type(error).__name__}: {first_line(error)}. Correct it; "
             "`python -m jaxslim.train --help` lists the fields of a TrainConfig."
         ) from error
-    config = getattr(module, "config", None)
+    config = names.get("config")
     if not isinstance(config, TrainConfig):
         raise InputError(f"{path} defines no config; end it with `config = TrainConfig(...)`.")
     return config

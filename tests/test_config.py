@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -305,3 +307,13 @@ def test_what_is_no_config_file(tmp_path, name):
         InputError, match=re.escape(f"There is no config file {tmp_path / name}; give a Python file such")
     ):
         load_config(str(tmp_path / name))
+
+
+def test_a_config_is_read_anew_and_leaves_nothing_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "config.py"
+    for epochs in (3, 4):  # as long, and written within the second that bytecode would be told apart by
+        file.write_text(f"from jaxslim.config import TrainConfig\nconfig = TrainConfig(epochs={epochs})\n")
+        os.utime(file, (1e9, 1e9))
+        assert load_config(str(file)).epochs == epochs
+    assert list(tmp_path.iterdir()) == [file]
