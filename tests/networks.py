@@ -153,10 +153,12 @@ def grouped(s: Scope, x: Any, groups: int, each: int, out: int) -> Any:
 
 
 def multi_branch(s: Scope, x: Any, width: int, join: str) -> Any:
-    """Convolutions of one input side by side, as in Inception."""
+    """Convolutions of one input side by side, as in Inception; of equal ones, a stack can be summed too."""
     pooled = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
     deep = conv_norm(s, x, 3, size=1)
     ways = [conv_norm(s, x, width, size=1), conv_norm(s, deep, width), conv_norm(s, pooled, width, size=1)]
+    if join == "stack":
+        return jnp.stack(ways, axis=1).sum(1)
     return jnp.concatenate(ways, axis=-1) if join == "concatenate" else functools.reduce(JOINS[join], ways)
 
 
@@ -220,6 +222,15 @@ def head_attention(s: Scope, x: Any, heads: int, each: int) -> Any:
     return x + jnp.einsum("bnhd,hdc->bnc", attend(q, k, v), out).reshape(x.shape)
 
 
+def packed_attention(s: Scope, x: Any, each: int) -> Any:
+    """One head over spatial positions, on top of the input; query, key and value are one parameter, taken apart."""
+    b, h, w, c = x.shape
+    packed = jnp.einsum("bnc,ctd->bntd", x.reshape(b, h * w, c), *s("packed", kernel=(c, 3, each)))
+    q, k, v = (part[:, :, None] for part in jnp.unstack(packed, axis=2))
+    (out,) = s("out", kernel=(each, c))
+    return x + (attend(q, k, v)[:, :, 0] @ out).reshape(x.shape)
+
+
 def token_mixing(s: Scope, x: Any, hidden: int) -> Any:
     b, h, w, c = x.shape
     tokens = x.reshape(b, h * w, c).swapaxes(1, 2)
@@ -272,14 +283,14 @@ def mirrored(s: Scope, x: Any, width: int) -> Any:
     return jax.nn.leaky_relu(y + y[..., ::-1])
 
 
-def repeated(s: Scope, x: Any, times: int) -> Any:
-    """Each channel `times` times, next to one another and then one after the other.
+def repeated(s: Scope, x: Any, times: int, how: str) -> Any:
+    """Each channel `times` times, next to one another and then twice one after the other.
 
     The convolution makes channels that can be cut: repeats of fixed ones count as a width, and `times` is none.
     """
     x = conv_norm(s, x, 3)
     x = jnp.repeat(x, times, axis=-1)
-    return jnp.concatenate([x, x], axis=-1)
+    return jnp.tile(x, (1, 1, 1, 2)) if how == "tile" else jnp.concatenate([x, x], axis=-1)
 
 
 def shared(s: Scope, x: Any, norm: bool) -> Any:
@@ -409,12 +420,16 @@ PARTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dense_block": (dense_block, {"growth": _few, "layers": _few}),
     "depthwise": (depthwise, {"multiplier": st.integers(1, 2)}),
     "grouped": (grouped, {"groups": _few, "each": _few, "out": st.integers(1, 3)}),
-    "multi_branch": (multi_branch, {"width": _width, "join": st.sampled_from(["concatenate", *sorted(JOINS)])}),
+    "multi_branch": (
+        multi_branch,
+        {"width": _width, "join": st.sampled_from(["concatenate", "stack", *sorted(JOINS)])},
+    ),
     "gated": (gated, {"width": _width, "how": st.sampled_from(["split", "slices", "strides", "glu"])}),
     "halved": (halved, {"each": _width, "how": st.sampled_from(["split", "slices", "strides"])}),
     "squeeze_excite": (squeeze_excite, {"hidden": _width}),
     "attention": (attention, {"heads": st.integers(1, 3), "each": _few, "norm": _flag}),
     "head_attention": (head_attention, {"heads": _few, "each": _few}),
+    "packed_attention": (packed_attention, {"each": _few}),
     "token_mixing": (token_mixing, {"hidden": _width}),
     "positions": (positions, {"first": _flag}),
     "pool": (pool, {"how": st.sampled_from(["strides", "max", "mean"])}),
@@ -422,7 +437,7 @@ PARTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "shuffle": (shuffle, {"groups": _few, "each": _few}),
     "channels_first": (channels_first, {"width": _width}),
     "mirrored": (mirrored, {"width": _width}),
-    "repeated": (repeated, {"times": _few}),
+    "repeated": (repeated, {"times": _few, "how": st.sampled_from(["tile", "concatenate"])}),
     "shared": (shared, {"norm": _flag}),
     "shared_layer": (
         shared_layer,

@@ -1,5 +1,7 @@
 """The channel graph against what it is for: a cut network computes what the full one does without those channels."""
 
+import functools
+import math
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from networks import PARTS, WRAPS, Network, draw, networks
 
 import jaxslim
@@ -163,6 +166,7 @@ CASES: dict[str, tuple[list[tuple[str, dict[str, Any]]], int, int]] = {
     "grouped: every group loses the same": ([("grouped", {"groups": 2, "each": 3, "out": 2})], 4 + 3 + 2, 0),
     "branches, concatenated": ([("multi_branch", {"width": 3, "join": "concatenate"})], 4 + 3 + 3 * 3, 0),
     "branches, added": ([("multi_branch", {"width": 5, "join": "sum"})], 4 + 3 + 5, 0),
+    "branches, stacked": ([("multi_branch", {"width": 5, "join": "stack"})], 4 + 3 + 5, 0),
     "branches, multiplied": ([("multi_branch", {"width": 5, "join": "product"})], 4 + 3 + 5, 0),
     "branches, the largest": ([("multi_branch", {"width": 5, "join": "max"})], 4 + 3 + 5, 0),
     "split gate": ([("gated", {"width": 3, "how": "split"})], 4 + 3, 0),
@@ -176,6 +180,7 @@ CASES: dict[str, tuple[list[tuple[str, dict[str, Any]]], int, int]] = {
     "attention: same widths of all heads": ([("attention", {"heads": 2, "each": 3, "norm": True})], 4 + 3 + 3 + 4, 0),
     "attention, no norm": ([("attention", {"heads": 2, "each": 3, "norm": False})], 4 + 3 + 3 + 4, 6),
     "head attention: heads apart from widths": ([("head_attention", {"heads": 2, "each": 3})], 4 + 2 + 3 + 3, 8),
+    "packed attention": ([("packed_attention", {"each": 3})], 4 + 3, 3),
     "token mixing": ([("token_mixing", {"hidden": 3})], 4 + 3, 3),
     "positions": ([("positions", {"first": True})], 4, 0),
     "strided pooling": ([("pool", {"how": "strides"})], 4, 0),
@@ -184,7 +189,8 @@ CASES: dict[str, tuple[list[tuple[str, dict[str, Any]]], int, int]] = {
     "channel shuffle": ([("shuffle", {"groups": 2, "each": 3})], 4 + 3, 0),
     "channels first": ([("channels_first", {"width": 3})], 4 + 3, 0),
     "mirrored channels go in pairs": ([("mirrored", {"width": 5})], 4 + 3, 0),
-    "repeated": ([("repeated", {"times": 2}), ("conv", {"width": 3})], 4 + 3 + 3, 0),
+    "repeated, tiled": ([("repeated", {"times": 2, "how": "tile"}), ("conv", {"width": 3})], 4 + 3 + 3, 0),
+    "repeated": ([("repeated", {"times": 2, "how": "concatenate"}), ("conv", {"width": 3})], 4 + 3 + 3, 0),
     "shared": ([("shared", {"norm": True})], 4, 0),
     "shared, no norm between": ([("shared", {"norm": False})], 4, 4),
     "shared layer on its own output": ([("shared_layer", {"width": 3, "how": "stacked", "act": "relu"})], 4, 0),
@@ -347,6 +353,65 @@ def test_what_no_rule_follows_fixes_its_channels_and_is_named(name: str, spoil: 
     assert graph.num_units == 5 + 6  # what comes after is not touched
 
 
+EVERYDAY = {
+    "stack": lambda h: jnp.stack([h, h]).sum(0),
+    "unstack": lambda h: sum(jnp.unstack(h[None])),
+    "unpacking": lambda h: functools.reduce(jnp.add, jnp.stack([h, h])),
+    "tile": lambda h: jnp.tile(h, (2, 1)),
+    "repeat": lambda h: jnp.repeat(h, 2, axis=0),
+    "broadcast_to": lambda h: jnp.broadcast_to(h, (5, *h.shape)).mean(0),
+    "expand_dims": lambda h: jnp.expand_dims(h, 1)[:, 0],
+    "roll": lambda h: jnp.roll(h, 1, axis=0),
+    "flip": lambda h: jnp.flip(h, axis=0),
+    "take": lambda h: jnp.take(h, jnp.array([1, 0]), axis=0),
+    "log2": lambda h: jnp.log2(1 + h * h),
+    "polyval": lambda h: jnp.polyval(jnp.array([1.0, 2.0, 3.0]), h),
+    "tanh, squared, from one": lambda h: 1 - jnp.square(jnp.tanh(h)),
+    "where": lambda h: jnp.where(h > 0, h, 0.1 * h),
+    "clip": lambda h: jnp.clip(h, -1, 1),
+    "nan_to_num": jnp.nan_to_num,
+    "linalg.norm": lambda h: h / jnp.linalg.norm(h, axis=0, keepdims=True),
+    "var": lambda h: (h - h.mean(0, keepdims=True)) / jnp.sqrt(h.var(0, keepdims=True) + 1e-5),
+    "einsum": lambda h: jnp.einsum("bc,dc->bc", h, h),
+    "logsumexp": lambda h: h - jax.nn.logsumexp(h, axis=0, keepdims=True),
+    "one half in bfloat16": lambda h: (h.astype(jnp.bfloat16) / 2).astype(h.dtype),
+    "device_put": jax.device_put,
+    "named": lambda h: checkpoint_name(h, "h"),
+    "stopped": lax.stop_gradient,
+    "vmap": jax.vmap(jnp.tanh),
+    "map": lambda h: lax.map(jnp.tanh, h),
+    **{
+        name: getattr(jax.nn, name)
+        for name in (
+            "relu",
+            "relu6",
+            "gelu",
+            "silu",
+            "mish",
+            "elu",
+            "celu",
+            "selu",
+            "softplus",
+            "soft_sign",
+            "hard_tanh",
+        )
+    },
+    **{name: getattr(jax.nn, name) for name in ("hard_swish", "leaky_relu", "sigmoid", "log_sigmoid", "squareplus")},
+}
+
+
+@pytest.mark.parametrize("use", EVERYDAY.values(), ids=EVERYDAY)
+def test_channels_pass_through_everyday_functions(use: Any) -> None:
+    graph = trace_of(lambda w, x: use(x @ w[0]) @ w[1], (3, 4), (4, 2))
+    assert (graph.num_units, graph.opaque) == (4, ())
+    assert unit(graph, "0") == unit(graph, "1", 0) == [1, 2, 3, 4]
+
+
+def test_channels_that_are_unstacked_stay() -> None:
+    graph = trace_of(lambda w, x: jnp.stack(jnp.unstack(x @ w[0], axis=1), axis=1) @ w[1], (3, 4), (4, 2))
+    assert graph.num_units == 0
+
+
 def test_along_other_axes_the_same_primitives_let_channels_pass() -> None:
     def apply(w: Any, x: Any) -> Any:
         return jnp.cumsum(jnp.sort(x @ w[0], axis=0)[:, ::-1], axis=0)[:1] @ w[1]
@@ -386,6 +451,23 @@ def test_padding_counts_as_what_a_dropped_channel_holds(value: float, exact: boo
     assert graph.exact[1:].tolist() == [exact] * 4
     graph = trace_of(lambda w, x: lax.pad(normed(w, x), value, ((0, -1, 0), (0, 0, 0))) @ w[2], *NORMED)
     assert graph.exact.all()  # cropped, not filled
+
+
+@pytest.mark.parametrize(("filler", "exact"), [(0.0, True), (3.0, False), (math.nan, True), (None, True)])
+def test_what_a_gather_fills_in_counts_as_what_a_dropped_channel_holds(filler: float | None, exact: bool) -> None:
+    def apply(w: Any, x: Any) -> Any:
+        return normed(w, x).at[jnp.array([0, 5])].get(mode="fill", fill_value=filler) @ w[2]
+
+    assert trace_of(apply, *NORMED).exact[1:].tolist() == [exact] * 4
+
+
+@pytest.mark.parametrize(("padding", "exact"), [((1, 1), True), ((2, 0), False), ((0, 2), False)])
+def test_a_pooling_window_wholly_in_the_padding_holds_what_no_channel_does(padding: Any, exact: bool) -> None:
+    def apply(w: Any, x: Any) -> Any:
+        pooled = lax.reduce_window(normed(w, x), -jnp.inf, lax.max, (2, 1), (1, 1), (padding, (0, 0)))
+        return pooled @ w[2]
+
+    assert trace_of(apply, *NORMED).exact[1:].tolist() == [exact] * 4
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Primitives that move, join and cut axes."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jax.lax import GatherScatterMode
 
 from jaxslim.rules.walk import (
     FIXED,
@@ -142,7 +144,22 @@ def _spread(walk: Walk, ids: np.ndarray, dead: np.ndarray, lengths: list[int]) -
 
 
 def _concatenate(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
-    along = eqn.params["dimension"]
+    return [_concatenated(walk, ins, eqn.params["dimension"])]
+
+
+def _stack(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
+    along = eqn.params["axis"]
+    return [_concatenated(walk, [_with_axis(value, along) for value in ins], along)]
+
+
+def _with_axis(value: Value, axis: int) -> Value:
+    def insert(axes: tuple[np.ndarray, ...], new: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (*axes[:axis], new, *axes[axis:])
+
+    return Value(insert(value.ids, np.full(1, FIXED)), insert(value.dead, unknown(1)), value.const)
+
+
+def _concatenated(walk: Walk, ins: Sequence[Value], along: int) -> Value:
     ids, dead = [], []
     for axis in range(len(ins[0].ids)):
         if axis == along:
@@ -155,7 +172,21 @@ def _concatenate(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
             held = np.where(held == _held(value, axis), held, math.nan)
         ids.append(joined)
         dead.append(held)
-    return [Value(tuple(ids), tuple(dead))]
+    return Value(tuple(ids), tuple(dead))
+
+
+def _unstack(walk: Walk, eqn: Any, value: Value) -> list[Value]:
+    along = eqn.params["axis"]
+    walk.fix(settle(value.ids[along]))
+    return [_pick_axes(value, [axis for axis in range(len(value.ids)) if axis != along]) for _ in eqn.outvars]
+
+
+def _tile(walk: Walk, eqn: Any, value: Value) -> list[Value]:
+    ids, dead = [], []
+    for own, held, times in zip(value.ids, value.dead, eqn.params["reps"], strict=True):
+        ids.append(own if times == 1 else np.tile(settle(own), times))
+        dead.append(np.tile(held, times))
+    return [Value(tuple(ids), tuple(dead), value.const)]
 
 
 def _held(value: Value, axis: int) -> np.ndarray:
@@ -237,8 +268,18 @@ def _gather(walk: Walk, eqn: Any, value: Value, indices: Value) -> list[Value]:
     ids, dead = list(out.ids), list(out.dead)
     for axis, place in zip(offsets, numbers.offset_dims, strict=True):
         if axis in whole:
-            ids[place], dead[place] = value.ids[axis], value.dead[axis]
+            ids[place], dead[place] = value.ids[axis], _filled(eqn, value.dead[axis])
     return [Value(tuple(ids), tuple(dead))]
+
+
+def _filled(eqn: Any, dead: np.ndarray) -> np.ndarray:
+    """What dropped channels hold where some indices may lie outside: NaN, if nothing is said, tells nothing apart."""
+    filler = eqn.params["fill_value"]
+    if eqn.params["mode"] != GatherScatterMode.FILL_OR_DROP:
+        return dead
+    if np.issubdtype(eqn.outvars[0].aval.dtype, np.inexact) and (filler is None or math.isnan(filler)):
+        return dead
+    return unknown(len(dead)) if filler is None else np.where(dead == filler, dead, math.nan)
 
 
 def _dynamic_slice(walk: Walk, eqn: Any, value: Value, *_: Value) -> list[Value]:
@@ -252,14 +293,20 @@ def _dynamic_slice(walk: Walk, eqn: Any, value: Value, *_: Value) -> list[Value]
 AXES: dict[str, Rule] = {
     "broadcast_in_dim": _broadcast_in_dim,
     "concatenate": _concatenate,
+    "device_put": _pass,
     "dynamic_slice": _dynamic_slice,
     "gather": _gather,
+    "name": _pass,
     "optimization_barrier": _pass,
     "pad": _pad,
     "reshape": _reshape,
+    "reshard": _pass,
     "rev": _rev,
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,
+    "stack": _stack,
+    "tile": _tile,
     "transpose": _transpose,
+    "unstack": _unstack,
 }

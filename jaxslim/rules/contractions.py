@@ -80,16 +80,29 @@ def _reduce(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
 def _reduce_window(walk: Walk, eqn: Any, value: Value, *_: Value) -> list[Value]:
     shape = eqn.outvars[0].aval.shape
     windows, strides = eqn.params["window_dimensions"], eqn.params["window_strides"]
+    empty = "sum" not in eqn.primitive.name and _some_window_is_empty(eqn)
     ids, dead = [], []
     for axis, n in enumerate(shape):
         if windows[axis] == strides[axis] == 1 and n == len(value.ids[axis]):
             ids.append(value.ids[axis])
-            dead.append(_reduced(eqn.primitive.name, value.dead[axis]))
+            dead.append(unknown(n) if empty else _reduced(eqn.primitive.name, value.dead[axis]))
         else:
             walk.fix(settle(value.ids[axis]))
             ids.append(np.full(n, FIXED))
             dead.append(unknown(n))
     return [Value(tuple(ids), tuple(dead))]
+
+
+def _some_window_is_empty(eqn: Any) -> bool:
+    """Whether a window of a pooling lies in the padding, or between the elements, with all that it sees."""
+    names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
+    for old, new, size, stride, (low, _), apart, step in zip(
+        eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape, *(eqn.params[name] for name in names), strict=True
+    ):
+        at = np.arange(new)[:, None] * stride - low + np.arange(size) * step
+        if not np.all(np.any((at >= 0) & (at <= (old - 1) * apart) & (at % apart == 0), axis=1)):
+            return True
+    return False
 
 
 def _along_axis(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:

@@ -33,18 +33,7 @@ class Value(NamedTuple):
 
 Rule = Callable[..., list[Value]]
 
-CALLS = [
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-    "custom_lin",
-    "checkpoint",
-    "remat2",
-]
+CALLS = ["jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "custom_lin", "remat2"]
 
 
 class Walk:
