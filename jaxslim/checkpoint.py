@@ -25,12 +25,9 @@ import orbax.checkpoint as ocp
 
 from jaxslim.description import FORMAT, DescriptionError, arrays, build, describe
 from jaxslim.errors import InputError, first_line
-from jaxslim.files import check_path, flush
+from jaxslim.files import UNFINISHED, check_path, flush
 from jaxslim.models import VGG
 from jaxslim.sealing import damage, digest, seal
-
-UNFINISHED = ".unfinished-"
-"""How the names of folders start that are being written or deleted."""
 
 
 class Loaded(NamedTuple):
@@ -89,7 +86,17 @@ def load(path: str | Path, module_type: type | None = None) -> Loaded:
     Raises:
       InputError: there is no checkpoint, it is of another kind, or damaged.
     """
-    path = find(path)
+    found = find(path)
+    while True:
+        try:
+            return _load(found, module_type)
+        except InputError:
+            if found.exists() or (again := find(path)) == found:
+                raise
+            found = again  # a run that is going on has put another in its place
+
+
+def _load(path: Path, module_type: type | None) -> Loaded:
     _verify(path, "meta", "variables")
     meta = read_meta(path)
     try:
@@ -115,7 +122,7 @@ def find(path: str | Path) -> Path:
     if not str(path):
         raise InputError("The path of the checkpoint is empty; give a folder that jaxslim.train or jaxslim.prune made.")
     path = Path(path).absolute()
-    if is_checkpoint(path):
+    if is_checkpoint(path) or (_is_of_run(path) and path.exists()):
         return path
     for run, wanted in ((path, "latest"), (path.parent, path.name)):
         epochs = finished(run)
@@ -179,11 +186,30 @@ def parent(path: str | Path, meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def finished(run: Path) -> list[int]:
-    """Epochs that the run in folder `run` has whole checkpoints of, in order."""
+    """Epochs that the run in folder `run` has checkpoints of, whole or damaged since, in order."""
     folder = run / "checkpoints"
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    epochs = (name for name in names if name.isdecimal() and name == str(int(name)))
-    return sorted(int(name) for name in epochs if is_checkpoint(folder / name))
+    return sorted(int(path.name) for path in folder.iterdir() if _is_of_run(path)) if folder.is_dir() else []
+
+
+def _is_of_run(path: Path) -> bool:
+    """Whether a path is of the form RUN/checkpoints/EPOCH."""
+    return path.parent.name == "checkpoints" and path.name.isdecimal() and path.name == str(int(path.name))
+
+
+def fault(path: Path, *items: str) -> str | None:
+    """What is wrong with a checkpoint, or some of its items: damage, or a place that is not its own; None if nothing.
+
+    Raises:
+      InputError: its meta cannot be read.
+    """
+    if not _is_of_run(path):
+        return damage(path, *items)
+    if path.is_symlink():
+        return "it is a symbolic link"
+    if found := damage(path, *items):
+        return found
+    epoch = read_meta(path).get("epoch")
+    return f"it is the checkpoint of epoch {epoch}" if isinstance(epoch, int) and epoch != int(path.name) else None
 
 
 def selection(path: Path, meta: Mapping[str, Any]) -> float:
@@ -221,8 +247,8 @@ def _verify(path: Path, *items: str) -> None:
     Raises:
       InputError: a file of these items is missing or has other content.
     """
-    if fault := damage(path, *items):
-        raise damaged(path, fault)
+    if found := fault(path, *items):
+        raise damaged(path, found)
 
 
 def damaged(path: Path, how: str) -> InputError:
@@ -230,12 +256,16 @@ def damaged(path: Path, how: str) -> InputError:
     if path.parent.name == "checkpoints":
         run = path.parents[1]
         others = [epoch for epoch in finished(run) if epoch_folder(run, epoch) != path]
-        whole = [epoch for epoch in others if not damage(epoch_folder(run, epoch))]
+        whole = [epoch for epoch in others if not _is_broken(epoch_folder(run, epoch))]
         if whole:
             advice = f"take {path.parent / str(whole[-1])}, which is whole; training goes on from there by itself"
         else:
             advice = "no other checkpoint of its run is whole: delete its folder to start over"
     return InputError(f"{path} is damaged: {how}; {advice}.")
+
+
+def _is_broken(path: Path) -> bool:
+    return bool(damage(path)) or path.is_symlink()
 
 
 def _restore(path: Path, **items: Any) -> Any:

@@ -38,7 +38,8 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         _fail(str(error), 1)
     except StoppedError as error:
         name = signal.Signals(error.signal).name
-        _fail(f"stopped by {name}; run the same command again, and training goes on where it was.", 128 + error.signal)
+        where = "where it was" if error.saved else "from its latest checkpoint"
+        _fail(f"stopped by {name}; run the same command again, and training goes on {where}.", 128 + error.signal)
     except BrokenPipeError:  # the reader, head for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

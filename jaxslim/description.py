@@ -28,15 +28,24 @@ class DescriptionError(Exception):
 def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The JSON part of a checkpoint: `meta`, and what it takes to build the module and read the arrays."""
     shapes = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
-        plain = all(isinstance(key, jax.tree_util.DictKey) and "/" not in str(key.key) for key in path)
-        if not (path and plain and hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+    for path, leaf in jax.tree_util.tree_flatten_with_path(variables, is_leaf=_is_nothing)[0]:
+        name = _name(path)
+        if not path and _is_nothing(leaf):
+            break
+        if _is_nothing(leaf) or 0 in getattr(leaf, "shape", ()):
+            raise InputError(f"The variables hold nothing at {name}; leave it out.")
+        if not (path and hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise InputError("A checkpoint holds nested dicts of arrays; convert the variables to dicts first.")
         if not jnp.issubdtype(leaf.dtype, np.number) and leaf.dtype != bool:
             raise InputError(f"The variables hold an array of {leaf.dtype}; turn it into numbers.")
-        shapes["/".join(str(key.key) for key in path)] = [list(leaf.shape), str(leaf.dtype)]
+        read = jax.dtypes.canonicalize_dtype(np.dtype(leaf.dtype).newbyteorder("="))
+        if read != leaf.dtype:
+            raise InputError(f"JAX would read {name}, of {leaf.dtype}, as {read}; convert it, jax.numpy.asarray does.")
+        shapes[name] = [list(leaf.shape), str(leaf.dtype)]
     if not shapes:
         raise InputError("There are no arrays to save; pass the variables as module.init returns them.")
+    if len({name.replace("/", ".") for name in shapes}) < len(shapes):
+        raise InputError("Two arrays have one name, but for dots that stand for levels; rename one.")
     return {
         **(meta or {}),
         "format": FORMAT,
@@ -46,6 +55,20 @@ def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None)
         "versions": {name: metadata.version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _is_nothing(node: Any) -> bool:
+    return node is None or (isinstance(node, dict | list | tuple) and not node)
+
+
+def _name(path: Any) -> str:
+    """Keys of nested dicts, joined; those that a checkpoint could not give back are refused."""
+    if not all(isinstance(key, jax.tree_util.DictKey) for key in path):
+        raise InputError("A checkpoint holds nested dicts of arrays; convert the variables to dicts first.")
+    for key in (key.key for key in path):
+        if not isinstance(key, str) or not key.isprintable() or not key or "/" in key:
+            raise InputError(f"The variables hold the key {key!r:.60}; use printable strings without slashes.")
+    return "/".join(key.key for key in path)
 
 
 def build(meta: Mapping[str, Any], module_type: type | None = None) -> Any:

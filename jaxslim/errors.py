@@ -10,11 +10,13 @@ class DivergedError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """A signal asked a run to stop, and it has saved its state; commands exit with 128 + the signal's number."""
+    """A signal asked a run to stop, and it saves its state; commands exit with 128 + the signal's number."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(f"stopped by signal {signal}")
         self.signal = signal
+        self.saved = True
+        """Whether the state where it stopped could be saved."""
 
 
 def first_line(error: BaseException) -> str:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from jaxslim.errors import InputError
 
+UNFINISHED = ".unfinished-"
+"""How the names of files and folders start that are being written or deleted."""
+
 
 def cache_folder() -> Path:
     """Where jaxslim keeps what it can make again: `$XDG_CACHE_HOME/jaxslim`, else `~/.cache/jaxslim`."""
@@ -67,7 +70,7 @@ def locked(folder: Path, option: str = "--workdir") -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which then replaces `path` in one step; a reader or a crash sees the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:
         yield temporary
         flush(temporary)

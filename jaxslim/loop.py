@@ -3,8 +3,11 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import math
+import os
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +20,13 @@ from jaxslim import checkpoint, data, models, runs, steps
 from jaxslim.config import TrainConfig, check_widths
 from jaxslim.description import describe
 from jaxslim.errors import DivergedError, InputError, StoppedError
-from jaxslim.files import LOCK, check_path, flush, locked, write_whole
+from jaxslim.files import LOCK, UNFINISHED, check_path, flush, locked, write_whole
 from jaxslim.processes import FILE, is_first, largest, wait
 from jaxslim.progress import Progress
-from jaxslim.sealing import damage
 from jaxslim.sparsity import bn_scale_mask, scale_values
 from jaxslim.stopping import stop_requests
+
+log = logging.getLogger(__name__)
 
 _PLACES = ("name", "workdir", "data_dir", "tensorboard", "compilation_cache", "save_every")
 """Fields that may differ when a run is continued."""
@@ -89,6 +93,7 @@ def train(config: TrainConfig) -> Trained:
         runs.check_room(folder, state.variables, state.optimizer)
         if is_first():
             stack.enter_context(locked(folder))
+            check_folder(folder, config)  # again: another may have been at work here until now
             point = runs.newest(folder)
         wait("for the first process to choose the checkpoint")
         if not is_first():
@@ -119,13 +124,13 @@ def train(config: TrainConfig) -> Trained:
                     check()
                 losses, hits = (np.concatenate(jax.device_get(column)) for column in zip(*totals, strict=True))
                 seconds = time.perf_counter() - started
-                accuracy = test(state.variables, check).accuracy
+                tested = test(state.variables, check)
                 chosen_by = {"holdout_accuracy": choose(state.variables, check).accuracy} if choose else {}
-            except StoppedError:
+            except StoppedError as stop:
                 sums = {name: np.concatenate(jax.device_get(column)).tolist() for name, column in _columns(totals)}
                 meta = describe(module, state.variables, {**lineage, "epoch": epoch, "sums": sums})
                 saver.save_interrupted(state.variables, state.optimizer, meta)
-                saver.wait()
+                stop.saved = saver.wait()
                 wait("for the state to be saved")
                 raise
             seen, totals = order.size, []
@@ -134,10 +139,10 @@ def train(config: TrainConfig) -> Trained:
             last_finite = float(finite[-1]) / config.batch_size if finite.size else last_finite
             scales = scale_values(state.variables)
             l1 = float(scales.sum())
-            if not (math.isfinite(loss) and math.isfinite(l1)):
+            if not (math.isfinite(loss) and math.isfinite(l1) and math.isfinite(tested.loss)):
                 saver.wait()
                 wait("for the checkpoint before")
-                bad = [*np.flatnonzero(~np.isfinite(losses)), len(losses) - 1]  # or the last, if only scales are not
+                bad = [*np.flatnonzero(~np.isfinite(losses)), len(losses) - 1]  # or what the last one led to
                 at = (epoch - 1) * steps_per_epoch + int(bad[0]) + 1
                 raise DivergedError(
                     f"The training diverged in epoch {epoch}, step {at}, at learning rate {current_rate:g} "
@@ -151,7 +156,7 @@ def train(config: TrainConfig) -> Trained:
                 "learning_rate": current_rate,
                 "l1": l1,
                 "small_scales": float((scales < 1e-2).mean()),
-                "accuracy": accuracy,
+                "accuracy": tested.accuracy,
                 **chosen_by,
             }
             if is_first():
@@ -182,7 +187,7 @@ def train(config: TrainConfig) -> Trained:
 
 def _is_finished(folder: Path, epochs: int) -> bool:
     done = checkpoint.finished(folder)
-    return bool(done) and done[-1] >= epochs and not damage(checkpoint.epoch_folder(folder, done[-1]))
+    return bool(done) and done[-1] >= epochs and not checkpoint.fault(checkpoint.epoch_folder(folder, done[-1]))
 
 
 def _resumed(
@@ -220,23 +225,24 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     file = folder / "config.json"
     if not file.exists():
         if folder.exists() and (
-            not folder.is_dir() or any(not path.name.startswith((LOCK, FILE)) for path in folder.iterdir())
+            not folder.is_dir() or any(not path.name.startswith((LOCK, FILE, UNFINISHED)) for path in folder.iterdir())
         ):
             raise InputError(f"{folder} holds other files and no run; choose another --workdir.")
         return
     if (checkpoints := folder / "checkpoints").exists() and not checkpoints.is_dir():
         raise InputError(f"{checkpoints} is a file and no folder; choose another --workdir.")
+    if not file.is_file():
+        raise InputError(f"{file} is no file; choose another --workdir.")
     try:
         there = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not readable ({error}); choose another --workdir.") from None
     if not isinstance(there, dict):
         raise InputError(f"{file} holds no configuration; choose another --workdir.")
     mine = json.loads(json.dumps(dataclasses.asdict(config)))
     there = json.loads(json.dumps(dataclasses.asdict(TrainConfig()))) | there  # a field may be younger than the run
     differ = [name for name in mine if name not in _PLACES and there.get(name) != mine[name]]
-    saved = checkpoint.finished(folder) or checkpoint.is_checkpoint(folder / runs.INTERRUPTED)
-    if differ and saved:  # a run that saved nothing has nothing to lose
+    if differ and runs.has_saved(folder):  # a run that saved nothing has nothing to lose
         what = ", ".join(f"{name} {there.get(name)} there, {mine[name]} here" for name in differ[:3])
         what += f", and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise InputError(f"{folder} holds another run ({what}); choose another --workdir or --name, or delete it.")
@@ -248,9 +254,19 @@ def claim(folder: Path, config: TrainConfig) -> None:
 
 
 def keep_rows(file: Path, epochs: int) -> None:
-    """Drop the rows of epochs whose checkpoint was lost; they will be trained again."""
-    lines = file.read_bytes().splitlines() if file.exists() else []
-    write_whole(file, b"".join(line + b"\n" for line in lines[:epochs]))
+    """Drop the rows of epochs whose checkpoint was lost, which will be trained again.
+
+    A file that lacks rows of epochs before is damaged: it is kept under a name that ends in `.damaged`.
+    """
+    rows: dict[int, bytes] = {}
+    for line in file.read_bytes().splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            rows.setdefault(int(json.loads(line)["epoch"]), line)
+    if file.exists() and (lost := [str(epoch) for epoch in range(1, epochs + 1) if epoch not in rows]):
+        aside = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.damaged")
+        log.warning("%s lacks the rows of epoch %s; it is kept as %s.", file, ", ".join(lost), aside.name)
+        os.rename(file, aside)
+    write_whole(file, b"".join(rows[epoch] + b"\n" for epoch in sorted(rows) if 1 <= epoch <= epochs))
 
 
 def _network(config: TrainConfig, source: checkpoint.Loaded | None, num_classes: int) -> tuple[Any, Any]:

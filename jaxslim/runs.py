@@ -12,24 +12,20 @@ from typing import Any
 
 import jax
 
-from jaxslim.checkpoint import (
-    UNFINISHED,
-    best,
-    damaged,
-    epoch_folder,
-    finished,
-    is_checkpoint,
-    read_meta,
-    selection,
-    write,
-)
+from jaxslim.checkpoint import best, damaged, epoch_folder, fault, finished, read_meta, selection, write
 from jaxslim.errors import InputError
+from jaxslim.files import UNFINISHED
 from jaxslim.processes import is_first
-from jaxslim.sealing import damage
 
 log = logging.getLogger(__name__)
 
 INTERRUPTED = "interrupted"
+_NEXT = "interrupted-next"  # whole, and about to take the place of the one before
+
+
+def has_saved(run: Path) -> bool:
+    """Whether there is a checkpoint of a run, whole or damaged."""
+    return bool(finished(run)) or any((run / name).exists() for name in (INTERRUPTED, _NEXT))
 
 
 def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -40,15 +36,16 @@ def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
     Raises:
       InputError: all are damaged, or one names no accuracy to choose the best by; nothing is moved.
     """
+    _replace_interrupted(run)
     epochs = finished(run)
     candidates = [epoch_folder(run, epoch) for epoch in reversed(epochs)]
-    if is_checkpoint(partial := run / INTERRUPTED):
+    if (partial := run / INTERRUPTED).exists():
         candidates.insert(0, partial)
     faults: dict[Path, str] = {}
     point = None
     for path in candidates:
-        if fault := damage(path):
-            faults[path] = fault
+        if found := fault(path):
+            faults[path] = found
             continue
         meta = read_meta(path)
         if path == partial and epochs and _epoch(meta) <= epochs[-1]:
@@ -56,10 +53,10 @@ def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
         if path != partial:
             selection(path, meta)  # as every save will ask
         point = point or (path, meta)
-    for path, fault in faults.items():
+    for path, found in faults.items():
         if point is None:
-            raise damaged(path, fault)
-        _set_aside(path, fault, point[0])
+            raise damaged(path, found)
+        _set_aside(path, found, point[0])
     return point
 
 
@@ -74,8 +71,8 @@ def check_room(run: Path, variables: Any, optimizer: Any) -> None:
     free = shutil.disk_usage(there).free
     if free < needed:
         raise InputError(
-            f"{there} has {free / 1e9:.2f} GB free and a checkpoint takes {needed / 1e9:.2f} GB; make room, or choose "
-            "another --workdir."
+            f"{there} has {free / 1e6:,.1f} MB free and a checkpoint takes {needed / 1e6:,.1f} MB; make room, or "
+            "choose another --workdir."
         )
 
 
@@ -93,7 +90,10 @@ class Saver:
         self._failure: OSError | None = None
         for place in (run, run / "checkpoints") if is_first() else ():
             for rest in place.glob(f"{UNFINISHED}*"):  # of a process that was killed
-                shutil.rmtree(rest, ignore_errors=True)
+                if rest.is_dir():
+                    shutil.rmtree(rest, ignore_errors=True)
+                else:
+                    rest.unlink()
 
     def save(self, epoch: int, variables: Any, optimizer: Any, meta: Mapping[str, Any]) -> None:
         """Start writing the checkpoint of `epoch`; `meta` is of `describe`. Waits for the one before it."""
@@ -114,8 +114,8 @@ class Saver:
         if self._failure:
             raise self._failure
 
-    def wait(self) -> None:
-        """Wait until everything is written."""
+    def wait(self) -> bool:
+        """Wait until everything is written, and tell whether the last of it could be."""
         pending, self._pending, self._failure = self._pending, None, None
         try:
             if pending:
@@ -123,6 +123,7 @@ class Saver:
         except OSError as error:
             self._failure = error
             log.warning("A checkpoint could not be saved: %s. The ones before it stay.", error)
+        return self._failure is None
 
     def _start(self, path: Path, variables: Any, optimizer: Any, meta: Mapping[str, Any]) -> None:
         self.wait()
@@ -134,16 +135,17 @@ class Saver:
     def _write(self, path: Path, state: tuple[Any, Any], meta: Mapping[str, Any]) -> None:
         variables, optimizer = state
         if path.name == INTERRUPTED:
-            _remove(path)
-            write(path, variables, meta, optimizer)
+            _replace_interrupted(self._run)
+            write(path.with_name(_NEXT), variables, meta, optimizer)
+            _replace_interrupted(self._run)
             return
         write(path, variables, meta, optimizer)
         _remove(self._run / INTERRUPTED)
         epochs = []
         for epoch in finished(self._run):
             older = epoch_folder(self._run, epoch)
-            if older != path and (fault := damage(older)):
-                _set_aside(older, fault, path)
+            if older != path and (found := fault(older)):
+                _set_aside(older, found, path)
             else:
                 epochs.append(epoch)
         for epoch in set(epochs) - {*epochs[-2:], best(self._run, epochs)}:
@@ -155,14 +157,21 @@ def _epoch(meta: Mapping[str, Any]) -> float:
     return epoch if isinstance(epoch, int) else math.inf  # which going on from there will refuse
 
 
-def _set_aside(path: Path, fault: str, instead: Path) -> None:
-    log.warning("%s is damaged: %s; going on from %s.", path, fault, instead)
+def _replace_interrupted(run: Path) -> None:
+    """Give the next one the place of the one before, which stays until then."""
+    if (run / _NEXT).exists():
+        _remove(run / INTERRUPTED)
+        os.rename(run / _NEXT, run / INTERRUPTED)
+
+
+def _set_aside(path: Path, how: str, instead: Path) -> None:
+    log.warning("%s is damaged: %s; going on from %s.", path, how, instead)
     os.rename(path, path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged"))
 
 
 def _remove(path: Path) -> None:
     """Delete a checkpoint, which is gone at once for everyone who looks."""
-    if path.exists():
+    if path.is_dir():
         rest = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
         os.rename(path, rest)
         shutil.rmtree(rest, ignore_errors=True)

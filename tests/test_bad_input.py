@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import re
 import shutil
 
 import jax
@@ -141,7 +142,7 @@ def test_a_run_whose_checkpoint_tells_no_epoch(home, tmp_path, change):
     shutil.copytree(home / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
     edit_meta(tmp_path / "run" / "checkpoints" / "1", change)
-    with pytest.raises(InputError, match="its meta tells no epoch of a training run"):
+    with pytest.raises(InputError, match=r"its meta tells no epoch of a training run|is the checkpoint of epoch -5;"):
         loop.train(tiny(home, workdir=str(tmp_path / "run"), epochs=2))
 
 
@@ -189,10 +190,33 @@ def test_a_damaged_run_stays_as_it_is(home, tmp_path, damage, message):
     assert contents(tmp_path) == before
 
 
-def test_metrics_that_are_no_text_are_kept(tmp_path):
-    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\nlost\n")
-    loop.keep_rows(tmp_path / "metrics.jsonl", 1)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == b"\xff\n"
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        (b"\xff\nlost\n", b""),
+        (b'{"epoch": 1}\n{"epoch": 3}\n{"epoch": 4}\n', b'{"epoch": 1}\n{"epoch": 3}\n'),
+        (b'{"epoch": 1}\n{"epoch": 2}\n{"epo\n', b'{"epoch": 1}\n{"epoch": 2}\n'),
+        (b"[" * 100_000, b""),
+    ],
+)
+def test_metrics_that_lack_rows_are_kept_aside(tmp_path, caplog, text, rows):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(text)
+    loop.keep_rows(file, 3)
+    assert file.read_bytes() == rows
+    (aside,) = tmp_path.glob("metrics.jsonl.*.damaged")
+    assert aside.read_bytes() == text
+    assert re.search(r"metrics.jsonl lacks the rows of epoch [123, ]+; it is kept as metrics", caplog.text)
+    loop.keep_rows(tmp_path / "new.jsonl", 3)
+    assert (tmp_path / "new.jsonl").read_bytes() == b""
+
+
+def test_rows_of_lost_epochs_are_dropped_and_none_is_counted_twice(tmp_path, caplog):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"epoch": 1}\n{"epoch": 2}\n{"epoch": 2, "again": 1}\n{"epoch": 3}\n{"epo')
+    loop.keep_rows(file, 2)
+    assert file.read_bytes() == b'{"epoch": 1}\n{"epoch": 2}\n'
+    assert (caplog.text, list(tmp_path.iterdir())) == ("", [file])
 
 
 @pytest.mark.parametrize("name", ["²", "007", "٣"])
@@ -209,11 +233,22 @@ def test_folders_that_no_file_system_or_orbax_takes(home, tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+ONES = np.ones(2, np.float32)
 SAVES = {
     "nothing": ({}, None, "There are no arrays to save"),
     "None": (None, None, "There are no arrays to save"),
     "number": ({"a": 1.0}, None, "A checkpoint holds nested dicts of arrays"),
-    "meta": ({"a": np.ones(2)}, {"a": object()}, "The meta cannot be written as JSON"),
+    "meta": ({"a": ONES}, {"a": object()}, "The meta cannot be written as JSON"),
+    "wide": ({"a": {"b": np.ones(2)}}, None, "JAX would read a/b, of float64, as float32; convert it"),
+    "wide integers": ({"a": np.arange(2)}, None, "JAX would read a, of int64, as int32; convert it"),
+    "byte order": ({"a": np.ones(2, ">f4")}, None, "JAX would read a, of >f4, as float32; convert it"),
+    "empty": ({"a": ONES, "batch_stats": {}}, None, "The variables hold nothing at batch_stats; leave it out"),
+    "none inside": ({"a": {"b": None, "c": ONES}}, None, "The variables hold nothing at a/b; leave it out"),
+    "no elements": ({"a": ONES[:0]}, None, "The variables hold nothing at a; leave it out"),
+    "number as key": ({1: ONES}, None, "The variables hold the key 1; use printable strings without slashes"),
+    "surrogate": ({"a\udcff": ONES}, None, "The variables hold the key 'a.udcff'; use printable strings"),
+    "slash": ({"a/b": ONES}, None, "The variables hold the key 'a/b'; use printable strings"),
+    "dots": ({"a": {"b": ONES}, "a.b": ONES}, None, "Two arrays have one name, but for dots"),
 }
 
 

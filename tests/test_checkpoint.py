@@ -112,8 +112,6 @@ def test_what_a_checkpoint_cannot_hold(tmp_path, network):
     module, variables = network
     with pytest.raises(InputError, match="holds nested dicts of arrays; convert the variables to dicts first"):
         jaxslim.save(tmp_path / "list", module, {"params": [np.zeros(2)]})
-    with pytest.raises(InputError, match="holds nested dicts of arrays; convert"):
-        jaxslim.save(tmp_path / "slash", module, {"a/b": np.zeros(2)})
     with pytest.raises(InputError, match=r"field dtype holds <object .* cannot describe; use numbers, strings, dtypes"):
         jaxslim.save(tmp_path / "field", module.clone(dtype=object()), variables)
     assert list(tmp_path.iterdir()) == []

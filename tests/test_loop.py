@@ -430,6 +430,130 @@ def test_a_damaged_middle_of_an_epoch_is_left_out(tmp_path, monkeypatch, whole, 
     assert "interrupted is damaged: its checksums.json is missing; going on from" in caplog.text
 
 
+def test_a_middle_of_an_epoch_that_cannot_be_saved_leaves_the_one_before(tmp_path, monkeypatch, caplog):
+    states = []
+    for call, full in ((9, ()), (15, ("interrupted-next",))):
+        with monkeypatch.context() as patch:
+            signal_at(patch, "train_step", call, signal.SIGTERM)
+            disk_full_at(patch, *full)
+            with pytest.raises(StoppedError) as caught:
+                train(tiny(tmp_path, save_every=4))
+        assert caught.value.saved == (not full)
+        states.append(contents(tmp_path / "run" / "interrupted"))
+    assert "could not be saved: [Errno 28] No space left on device" in caplog.text
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("name", ["interrupted", "interrupted-next"])
+def test_a_kill_while_the_middle_of_an_epoch_takes_the_place_of_another(tmp_path, monkeypatch, whole, name):
+    """Before the old one is moved away, and before the new one is in its place."""
+    rename = os.rename
+
+    def killed(source, target):
+        if Path(source).name == name:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        signal_at(patch, "train_step", 9, signal.SIGTERM)
+        with pytest.raises(StoppedError):
+            train(tiny(tmp_path))
+    with monkeypatch.context() as patch:
+        signal_at(patch, "train_step", 2, signal.SIGTERM)
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(tmp_path))
+    assert (tmp_path / "run" / "interrupted-next").exists()
+    with pytest.raises(InputError, match="holds another run"):
+        train(tiny(tmp_path, l1=1e-2))
+    assert_same_run(train(tiny(tmp_path)).folder, whole.folder)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in whole.folder.iterdir()}
+
+
+def test_a_run_that_ends_while_another_configuration_waits_for_its_data(tmp_path, monkeypatch):
+    """The folder is looked at again once it is locked."""
+    load = data.load
+
+    def slow(*args, **options):
+        images = load(*args, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(data, "load", load)
+            train(tiny(tmp_path, epochs=1))
+        return images
+
+    monkeypatch.setattr(data, "load", slow)
+    with pytest.raises(InputError, match=r"run holds another run \(epochs 1 there, 2 here, seed 0 there, 7 here\)"):
+        train(tiny(tmp_path, epochs=2, seed=7))
+    assert checkpoint.finished(tmp_path / "run") == [1]
+
+
+def test_a_kill_before_anything_is_in_its_place(tmp_path, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", Stop(os.replace, 0))
+        patch.setattr(Path, "unlink", lambda *args, **options: None)  # a kill lets nobody tidy up
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(tmp_path))
+    assert any(path.name.startswith(".unfinished-") for path in (tmp_path / "run").iterdir())
+    assert_same_run(train(tiny(tmp_path)).folder, whole.folder)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in whole.folder.iterdir()}
+
+
+def swap(run):
+    for old, new in (("3", "x"), ("4", "3"), ("x", "4")):
+        (run / old).rename(run / new)
+
+
+def link(run):
+    (run / "4").rename(run.parent / "elsewhere")
+    (run / "4").symlink_to(run.parent / "elsewhere")
+
+
+BROKEN = {
+    "no meta": (lambda run: shutil.rmtree(run / "4" / "meta"), "4", "its file meta/"),
+    "no variables": (lambda run: shutil.rmtree(run / "4" / "variables"), "4", "its file variables/"),
+    "a file": (lambda run: (shutil.rmtree(run / "4"), (run / "4").write_text("")), "4", "it is no folder"),
+    "nothing": (lambda run: (shutil.rmtree(run / "4"), (run / "4").mkdir()), "4", "its checksums.json is missing"),
+    "another's name": (lambda run: (run / "4").rename(run / "9"), "9", "it is the checkpoint of epoch 4"),
+    "link": (link, "4", "it is a symbolic link"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "name", "how"), BROKEN.values(), ids=BROKEN)
+def test_a_checkpoint_that_is_broken_or_not_in_its_place(tmp_path, whole, caplog, spoil, name, how):
+    shutil.copytree(whole.folder, tmp_path / "run")
+    spoil(tmp_path / "run" / "checkpoints")
+    for path in (tmp_path / "run", tmp_path / "run" / "checkpoints" / name):
+        with pytest.raises(
+            InputError, match=rf"checkpoints/{name} is damaged: {how}.*take \S+/checkpoints/3, which is"
+        ):
+            checkpoint.load(path)
+    config = dataclasses.replace(whole.config, workdir=str(tmp_path / "run"))
+    assert_same_run(train(config).folder, whole.folder)
+    assert re.search(rf"checkpoints/{name} is damaged: {how}.*; going on from \S+/checkpoints/3", caplog.text)
+    assert len(list((tmp_path / "run" / "checkpoints").glob(f"{name}.*.damaged"))) == 1
+
+
+def test_two_checkpoints_in_each_others_place(tmp_path, whole):
+    shutil.copytree(whole.folder, tmp_path / "run")
+    swap(tmp_path / "run" / "checkpoints")
+    with pytest.raises(InputError, match="checkpoints/4 is damaged: it is the checkpoint of epoch 3; "):
+        train(dataclasses.replace(whole.config, workdir=str(tmp_path / "run")))
+
+
+def test_a_checkpoint_that_makes_way_while_it_is_read(tmp_path, monkeypatch, whole):
+    """A run that goes on deletes its old ones."""
+    shutil.copytree(whole.folder, tmp_path / "run")
+    run, read = tmp_path / "run" / "checkpoints", checkpoint.read_meta
+
+    def late(path):
+        if path.name == "4":
+            (run / "4").rename(run / "old")
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "read_meta", late)
+    assert checkpoint.load(tmp_path / "run").meta["epoch"] == 3
+
+
 def test_two_processes_in_one_folder(tmp_path, whole):
     config = tiny(tmp_path)
     with locked(tmp_path / "run"), pytest.raises(InputError, match=rf"run is in use by process {os.getpid()} on \S+;"):
@@ -459,7 +583,7 @@ def test_a_checkpoint_that_cannot_be_written_is_made_up_for_by_the_next(tmp_path
 
 def test_a_disk_without_room_for_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100))
-    with pytest.raises(InputError, match=rf"{tmp_path} has 0\.00 GB free and a checkpoint takes 0\.00 GB; make room"):
+    with pytest.raises(InputError, match=rf"{tmp_path} has 0\.0 MB free and a checkpoint takes 0\.0 MB; make room"):
         train(tiny(tmp_path))
     assert not (tmp_path / "run").exists()
 
@@ -583,6 +707,16 @@ def test_a_diverged_run_says_where_it_was(tmp_path):
         train(tiny(tmp_path, learning_rate=1e30))
     assert not checkpoint.finished(tmp_path / "run")
     assert rows(tmp_path / "run") == []
+
+
+def test_a_network_that_the_last_step_of_all_breaks_is_not_saved(tmp_path):
+    """One step an epoch: its loss is that of the parameters before."""
+    message = (
+        r"diverged in epoch 1, step 1, at learning rate 1e\+30 \(last finite loss 1\.\d{4}\).*No checkpoint was saved"
+    )
+    with pytest.raises(DivergedError, match=message):
+        train(tiny(tmp_path, learning_rate=1e30, epochs=1, batch_size=48))
+    assert not checkpoint.finished(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
