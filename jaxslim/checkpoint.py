@@ -163,6 +163,9 @@ def write(path: Path, variables: Any, meta: Mapping[str, Any], optimizer: Any = 
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from None
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    if _free(path) < sum(leaf.nbytes for leaf in jax.tree.leaves((variables, optimizer))):
+        raise full
     temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:
         with _checkpointer() as checkpointer:
@@ -171,13 +174,20 @@ def write(path: Path, variables: Any, meta: Mapping[str, Any], optimizer: Any = 
         flush(*temporary.rglob("*"), temporary)
         os.rename(temporary, path)
         flush(path.parent)
-    except OSError:
-        raise
-    except Exception as error:  # orbax and its storage raise many unrelated types for a full disk
+    except OSError as error:
+        raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from None
+    except Exception as error:  # orbax and its storage raise many unrelated types
+        if "RESOURCE_EXHAUSTED" in str(error) and _free(path) < 1 << 20:  # files open at once are such a resource too
+            raise full from error
         raise OSError(errno.EIO, first_line(error), str(path)) from error
     finally:
         for rest in path.parent.glob(f"{temporary.name}*"):  # orbax writes beside it first
             shutil.rmtree(rest, ignore_errors=True)
+
+
+def _free(path: Path) -> int:
+    """Bytes that are free where `path` is to be."""
+    return shutil.disk_usage(path.parent).free
 
 
 def parent(path: str | Path, meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,10 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("jaxslim").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # orbax logs the errors, with tracebacks, that it raises
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _heard
     warnings.filterwarnings("ignore", module="orbax")
     try:
         _interruptible(main, sys.argv[1:] if argv is None else argv)
@@ -52,6 +55,12 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         _fail(f"the memory is too small ({reason}); lower the batch size, image_size or widths.", 2)
     except KeyboardInterrupt:
         _fail("stopped; run the same command again, and training goes on from its latest checkpoint.", 130)
+
+
+def _heard(unraisable: Any) -> None:
+    """What orbax's storage adds, in threads of its own, to a write that failed and was reported, is left out."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _interruptible(main: Callable[[list[str]], None], argv: list[str]) -> None:

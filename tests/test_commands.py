@@ -489,3 +489,15 @@ def test_ctrl_c_that_an_import_turns_into_another_error(capsys):
     assert caught.value.code == 130
     assert capsys.readouterr().err.startswith("jaxslim: stopped; run the same command again")
     assert after is signal.default_int_handler
+
+
+def test_a_disk_that_takes_no_more_is_one_line_a_save(tmp_path):
+    """Each file may have two kilobytes; orbax would print tracebacks from its threads."""
+    options = "--widths 8 M 8 --epochs 2 --image-size 8 --batch-size 64 --no-compilation-cache --workdir run"
+    limited = f"ulimit -f 2; exec '{sys.executable}' -m jaxslim.train {options}"
+    done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.count("A checkpoint could not be saved: [Errno ") == 2
+    assert len(done.stderr.splitlines()) == 2 * 2 + 1  # a row and a line for each epoch, and the last
+    assert re.search(r"^jaxslim: \S+/run/checkpoints/2: .*has room\.$", done.stderr, re.MULTILINE)
+    assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*")) == []
