@@ -15,7 +15,8 @@ def recalibrate(module: Any, variables: Any, batches: Iterable[Any], **arguments
     """Replace the running statistics by the means of the batch statistics over `batches`; nothing is trained.
 
     What momentum the layers have does not matter: their update is linear in the old statistics, so two updates from
-    different ones give the batch's statistics and the momentum. A layer that training does not update keeps its own.
+    different ones give the batch's statistics and the momentum. A layer that training does not update keeps its own,
+    and so does whatever in `batch_stats` is not called mean or var.
 
     Args:
       module: Linen module with BatchNorm layers.
@@ -44,8 +45,11 @@ def recalibrator(module: Any, **arguments: Any) -> Callable[[Any, Iterable[Any]]
     @jax.jit
     def still(variables: Any, images: Any) -> Any:
         """Which statistics training does not update."""
-        ones = jax.tree.map(jnp.ones_like, variables["batch_stats"])
-        return jax.tree.map(lambda leaf: jnp.all(leaf == 1), updated(variables, images, ones))
+        start = jax.tree.map_with_path(
+            lambda path, leaf: jnp.ones_like(leaf) if _is_running(path) else leaf, variables["batch_stats"]
+        )
+        after = updated(variables, images, start)
+        return jax.tree.map_with_path(lambda path, leaf: jnp.all(leaf == 1) | (not _is_running(path)), after)
 
     @functools.partial(jax.jit, static_argnums=0, compiler_options=compiler_options())
     def of_batch(fixed: tuple[bool, ...], variables: Any, images: Any) -> Any:
@@ -90,6 +94,14 @@ def recalibrator(module: Any, **arguments: Any) -> Callable[[Any, Iterable[Any]]
             count += 1
         if not count:
             raise InputError("There are no batches to estimate the running statistics on; give at least one.")
-        return {**variables, "batch_stats": jax.tree.map(lambda leaf: leaf / count, total)}
+        old, structure = jax.tree.flatten(variables["batch_stats"])
+        sums = zip(fixed, old, jax.tree.leaves(total), strict=True)
+        means = [leaf if keep else found / count for keep, leaf, found in sums]
+        return {**variables, "batch_stats": jax.tree.unflatten(structure, means)}
 
     return run
+
+
+def _is_running(path: Any) -> bool:
+    """Whether a leaf of `batch_stats` is a running statistic of BatchNorm; other layers keep other things there."""
+    return jax.tree_util.keystr(path[-1:], simple=True) in ("mean", "var")
