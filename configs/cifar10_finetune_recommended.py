@@ -2,8 +2,8 @@
 
 Command: python -m jaxslim.train configs/cifar10_finetune_recommended.py   (after cifar10_sparse_recommended.py)
 Cost: as cifar10_finetune.py, about 2.6 PFLOP.
-Expected at ratio 0.7: above the 93.6 % of a stepped rate, by what was measured at a quarter of the widths (README); at
-full size it is not yet run.
+Expected at ratio 0.7: about the 93.6 % of a stepped rate or more, by what was measured at a quarter of the widths
+(README); at full size it is not yet run.
 """
 
 from jaxslim.config import TrainConfig

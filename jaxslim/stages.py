@@ -79,7 +79,9 @@ def run(folder: Path, stages: Sequence[Stage], announce: Callable[[str], None]) 
             result = dict(stage.work())
         except (InputError, DivergedError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
             outcomes[stage.name] = Outcome({}, first_line(error))
-            print(f"{stage.name} failed: {error}", file=sys.stderr, flush=True)
+            again = ", ".join(f"{folder / name}.json" for name in stage.needs)
+            advice = f" (To have done again what it needs, delete {again} and the folder beside it.)" if again else ""
+            print(f"{stage.name} failed: {error}{advice}", file=sys.stderr, flush=True)
             continue
         seconds = time.perf_counter() - started
         record = {"spec": stage.spec, "result": result, "seconds": seconds}

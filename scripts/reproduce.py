@@ -104,7 +104,16 @@ def main(argv: list[str]) -> None:
             _write_part(images, part)
         found = [run_stages(folder, stages, _announcer(folder, stages)) for folder, stages in plans.items()]
         command = shlex.join(["python", "scripts/reproduce.py", *argv])
-        result = reproduce_report.gather(base, images.name, list(plans), found, command, published)
+        part_of = f"{count:,} images of {images.name}, a rehearsal: the accuracies mean nothing"
+        try:
+            result = reproduce_report.gather(
+                base, part_of if options.quick else images.name, list(plans), found, command, published
+            )
+        except (KeyError, IndexError, TypeError) as error:
+            raise InputError(
+                f"A result in {out} is not what its stage writes ({type(error).__name__}: {error}); delete it, and "
+                "those of the stages behind it, to have them done again."
+            ) from None
         report.show(result)
         report.write(result, out / "report")
         numbers = [{name: outcome.result for name, outcome in outcomes.items()} for outcomes in found]

@@ -45,7 +45,7 @@ def gather(
 
     Args:
       base: what all trainings share.
-      data: name of the data set.
+      data: the data set, in words; by its name alone if it is whole.
       homes: folder of each seed.
       seeds: outcomes of each seed.
       command: what was called.
@@ -61,6 +61,13 @@ def gather(
     for index, row in enumerate(rows):
         if row.ratio == plan.RATIO and "tuned-long" in shown:
             rows[index] = dataclasses.replace(row, finetuned_accuracy=shown["tuned-long"]["accuracy"])
+    scales, gone = {}, []
+    for name in ("baseline", "sparse", *plan.PULLS):
+        try:
+            if name in shown:
+                scales[name] = scale_values(checkpoint.load(homes[best] / name).variables)
+        except InputError:  # only the plot needs it
+            gone.append(name)
     as_published = (data, base.epochs, base.widths, base.l1) == ("cifar10", 160, WIDTHS["vgg19"], 1e-4)
     seconds = sum(outcome.seconds for outcomes in seeds for outcome in outcomes.values())
     notes = {
@@ -74,6 +81,7 @@ def gather(
         "wall time": f"{seconds:.0f} s, without what interrupted processes spent on a stage",
         **machine(),
         "command": command,
+        **({"scales left out": f"the checkpoint of {', '.join(gone)} is gone or damaged"} if gone else {}),
         **({"failed": "; ".join(failed)} if (failed := failures(seeds)) else {}),
     }
     return Report(
@@ -85,11 +93,7 @@ def gather(
         ),
         sweep=tuple(rows),
         channels=rows[0].kept if rows else {},
-        scales={
-            name: scale_values(checkpoint.load(homes[best] / name).variables)
-            for name in ("baseline", "sparse", *plan.PULLS)
-            if name in shown and (homes[best] / name).exists()
-        },
+        scales=scales,
         compared={
             label: tuple((ratio, statistics.fmean(_at_ratio(seeds, name, ratio))) for ratio in RATIOS)
             for name, label in _sweeps(seeds).items()
@@ -196,7 +200,8 @@ def _tables(base: TrainConfig, seeds: Seeds, published: dict[str, Any]) -> list[
         [f"{how}; {name}", accuracy(f"{cut}{pull}")]
         + [accuracy(f"tuned-short-{cut}{pull}" if cut != "cut" or pull else "tuned-short")]
         + [accuracy(f"tuned-short-{cut}{pull}-{schedule}") for schedule in ("cosine", "one-cycle")]
-        + ["" if cut != "cut" or pull else accuracy("tuned-long"), accuracy(f"tuned-long-{cut}-cosine{pull}")]
+        + [accuracy(f"tuned-long-{cut}{pull}" if cut != "cut" or pull else "tuned-long")]
+        + [accuracy(f"tuned-long-{cut}-cosine{pull}")]
         for pull, how in pulls.items()
         for cut, name in CUT_LABELS.items()
         if _values(seeds, f"{cut}{pull}") and _values(seeds, "cut-both")

@@ -68,7 +68,11 @@ def stages(at: Setting, techniques: bool) -> list[Stage]:
     for schedule in ("cosine", "one-cycle"):
         for name in ("cut", "cut-both"):
             planned.append(tune(f"tuned-short-{name}-{schedule}", name, epochs=short, schedule=schedule))
-    planned.append(tune("tuned-long-cut-both-cosine", "cut-both", epochs=long, schedule="cosine"))
+    planned += [
+        tune("tuned-long-cut-both", "cut-both", epochs=long),
+        tune("tuned-long-cut-cosine", "cut", epochs=long, schedule="cosine"),
+        tune("tuned-long-cut-both-cosine", "cut-both", epochs=long, schedule="cosine"),
+    ]
     for pull, changes in PULLS.items():
         planned += [
             train(pull, **changes),
@@ -80,8 +84,10 @@ def stages(at: Setting, techniques: bool) -> list[Stage]:
                 cut(f"{name}-{pull}", pull, **how),
                 tune(f"tuned-short-{name}-{pull}", f"{name}-{pull}", epochs=short),
             ]
-        tuned = f"tuned-long-cut-both-cosine-{pull}"
-        planned.append(tune(tuned, f"cut-both-{pull}", epochs=long, schedule="cosine"))
+        planned += [
+            tune(f"tuned-long-cut-{pull}", f"cut-{pull}", epochs=long),
+            tune(f"tuned-long-cut-both-cosine-{pull}", f"cut-both-{pull}", epochs=long, schedule="cosine"),
+        ]
     return planned
 
 

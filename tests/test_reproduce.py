@@ -55,7 +55,7 @@ def results(out):
 def test_every_stage_leaves_its_numbers(out, patched):
     (stages,) = results(out)
     assert {path.stem for path in (out / "seed-0").glob("*.json")} == stages.keys()
-    assert len(stages) == 36
+    assert len(stages) == 39
     assert {path.name for path in (out / "report").iterdir()} == REPORT
     assert all(0 <= stage["accuracy"] <= 1 for stage in stages.values() if "rows" not in stage)
     assert [row["ratio"] for row in stages["sweep"]["rows"]] == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
@@ -73,6 +73,13 @@ def test_numbers_agree_with_each_other(out):
     for before, after in zip([[4, "M", 8, "M"], *widths], widths, strict=False):
         assert all(new == old or old / 2 <= new < old for new, old in zip(after, before, strict=True))
     assert widths[-1] != widths[0]
+
+
+def test_a_rehearsal_says_so(out):
+    text = (out / "report" / "report.md").read_text()
+    assert text.startswith(
+        "# Network slimming of VGG on 300 images of cifar10, a rehearsal: the accuracies mean nothing"
+    )
 
 
 def test_the_report_shows_them_beside_what_is_published(out):
@@ -169,14 +176,16 @@ def test_each_cell_of_the_tables_is_of_its_own_stage(patched, tmp_path):
         assert row[1:3] == shown(f"pass-{number}-cut", f"pass-{number}")
     rows = {row[0]: row[1:] for row in tables["Techniques at 0.7"].rows}
     short, long = "tuned-short", "tuned-long"
-    plain = ("cut", short, f"{short}-cut-cosine", f"{short}-cut-one-cycle", long, "")
+    plain = ("cut", short, f"{short}-cut-cosine", f"{short}-cut-one-cycle", long, f"{long}-cut-cosine")
     assert rows["subgradient; none"] == shown(*plain)
     both = ("cut-both", *(f"{short}-cut-both{end}" for end in ("", "-cosine", "-one-cycle")))
-    assert rows["subgradient; both"] == shown(*both, "", f"{long}-cut-both-cosine")
+    assert rows["subgradient; both"] == shown(*both, f"{long}-cut-both", f"{long}-cut-both-cosine")
     assert rows["subgradient; absorbed"] == shown("cut-absorbed", f"{short}-cut-absorbed", "", "", "", "")
     pull = "sparse-proximal"
     with_pull = (f"cut-both-{pull}", f"{short}-cut-both-{pull}", "", "", "", f"{long}-cut-both-cosine-{pull}")
     assert rows["proximal; both"] == shown(*with_pull)
+    alone = (f"cut-{pull}", f"{short}-cut-{pull}", "", "", f"{long}-cut-{pull}", "")
+    assert rows["proximal; none"] == shown(*alone)
     header = tables["Techniques at 0.7"].header
     assert header[2:] == [
         *(f"{rate}, 10 epochs (%)" for rate in ("Stepped", "Cosine", "One-cycle")),
@@ -222,6 +231,36 @@ def test_a_cut_that_was_moved_is_used_again(out, patched, tmp_path):
     before = (copy / "seed-0" / "cut-both" / "checksums.json").stat().st_mtime_ns
     patched.main(["--quick", "--out", str(copy)])
     assert (copy / "seed-0" / "cut-both" / "checksums.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("spoil", ["damage", "remove"])
+def test_a_report_without_the_checkpoints(out, patched, tmp_path, spoil):
+    """Only the plot of the scales needs them."""
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    shutil.rmtree(copy / "report")
+    if spoil == "remove":
+        for name in ("baseline", "sparse", "sparse-proximal"):
+            shutil.rmtree(copy / "seed-0" / name / "checkpoints")
+    else:
+        (copy / "seed-0" / "baseline" / "checkpoints" / "2" / "checksums.json").unlink()
+    patched.main(["--quick", "--out", str(copy)])
+    assert results(copy) == results(out)
+    gone = "baseline, sparse, sparse-proximal" if spoil == "remove" else "baseline"
+    assert f"scales left out: the checkpoint of {gone} is gone" in (copy / "report" / "report.md").read_text()
+    assert (copy / "report" / "scales.png").exists() == (spoil == "damage")
+
+
+@pytest.mark.parametrize(("name", "result"), [("cut", {"a": 1}), ("sweep", {"rows": []}), ("sweep", {"rows": [1]})])
+def test_a_result_that_was_edited(out, patched, tmp_path, name, result):
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    file = copy / "seed-0" / f"{name}.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "result": result}))
+    with pytest.raises(
+        InputError, match=r"A result in \S+out is not what its stage writes \(\w+Error: .*delete it, and"
+    ):
+        patched.main(["--quick", "--out", str(copy)])
 
 
 def test_images_of_the_user_are_not_replaced(patched, tmp_path):

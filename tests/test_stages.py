@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -56,6 +57,10 @@ def test_a_failure_takes_those_along_that_need_it(tmp_path: Any, capsys: Any) ->
         "",
     ]
     assert capsys.readouterr().err == "a failed: a went wrong\n"
+    run(tmp_path / "other", plan([], fail="c"))
+    advice = f"(To have done again what it needs, delete {tmp_path}/other/b.json and the folder beside it.)"
+    assert capsys.readouterr().err == f"c failed: c went wrong {advice}\n"
+    shutil.rmtree(tmp_path / "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json"]
     assert not any(outcome.failure for outcome in run(tmp_path, plan(calls)).values())
     assert calls == ["a", "d", "a", "b", "c"]
