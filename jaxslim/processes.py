@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import re
 import socket
 import sys
 import threading
@@ -37,7 +38,7 @@ def joined(folder: Path) -> Iterator[None]:
       folder: the run's, which all of them see.
 
     Raises:
-      InputError: only some of the variables are set, or they are no numbers; or such a process is there already.
+      InputError: only some of the variables are set, or one cannot be used; or such a process is there already.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if not address:
@@ -52,10 +53,13 @@ def joined(folder: Path) -> Iterator[None]:
             "JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers too, the second "
             "below the first, for example 2 and 0."
         )
+    host, port = _host_and_port(address)
+    if not index:
+        _bound(port).close()
     with _announced(folder, index):
         others = _Others(folder, number, index)
         with others.watched():
-            here = _relay(address) if index else address  # process 0 runs JAX's service itself
+            here = _relay(host, port) if index else address  # process 0 runs JAX's service itself
             jax.distributed.initialize(here, number, index, heartbeat_timeout_seconds=HEARTBEAT)
             others.complete = True
             yield
@@ -63,6 +67,45 @@ def joined(folder: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # JAX's own end would wait for the others again, and abort when one of them has left
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """The parts of an address. JAX answers one that it cannot use with a traceback, an abort, or not for minutes."""
+    parts = re.fullmatch(r"(\[[0-9a-fA-F:.]+(?:%\w+)?\]|[^\s:/\[\]]+):([0-9]{1,5})", address)
+    if not parts or not 0 < int(parts[2]) < 1 << 16:
+        raise InputError(
+            f"JAX_COORDINATOR_ADDRESS is {address!r}; it must be a host and a port from 1 to 65535, for example "
+            "localhost:12345."
+        )
+    host, port = parts[1].strip("[]"), int(parts[2])
+    try:
+        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:  # UnicodeError: of names that cannot be looked up, as too long ones
+        reason = getattr(error, "strerror", None) or "no valid name"
+        raise InputError(
+            f"The host {host} of JAX_COORDINATOR_ADDRESS cannot be found ({reason}); give the name or the IP address "
+            "of the machine of process 0."
+        ) from error
+    return host, port
+
+
+def _bound(port: int) -> socket.socket:
+    """A socket at the port, bound as JAX's service binds its own, beside this; gRPC crashes where that fails."""
+    dual = socket.has_dualstack_ipv6()
+    bound = socket.socket(socket.AF_INET6 if dual else socket.AF_INET)
+    if dual:
+        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        bound.bind(("", port))
+    except OSError as error:
+        bound.close()
+        raise InputError(
+            f"Process 0 cannot listen at the port {port} of JAX_COORDINATOR_ADDRESS ({error.strerror}); choose "
+            "another, the same for all processes."
+        ) from error
+    return bound
 
 
 class _Others:
@@ -160,16 +203,15 @@ def _look(path: Path) -> tuple[str, bool]:
         return "", False
 
 
-def _relay(address: str) -> str:
-    """An address here that stands for `address`, and stays open when that is lost: JAX would abort this process."""
-    host, _, port = address.rpartition(":")
+def _relay(host: str, port: int) -> str:
+    """An address here that stands for that one, and stays open when it is lost: JAX would abort this process."""
     listener = socket.create_server(("localhost", 0))
 
     def serve() -> None:
         while True:
             near, _ = listener.accept()
             try:
-                far = socket.create_connection((host.strip("[]"), int(port)))
+                far = socket.create_connection((host, port))
             except OSError:
                 near.close()  # process 0 is not there yet; JAX tries again
                 continue

@@ -2,9 +2,9 @@
 
 A command answers each with exit code 2 and one message of at most two lines that names the cause and the fix, never
 with a traceback, and leaves all files as they are; a function raises `InputError` with such a message. The parts of the
-table go by where the mistake is made: at the command line, in a config file, in a data set from outside, in a
-checkpoint or run that was damaged or edited, in a configuration and in a call from Python. In words and messages,
-`{home}` is the folder with a finished run, `sparse`, and a network cut from it, `pruned`.
+table go by where the mistake is made: at the command line, in a config file, in the environment, in a data set from
+outside, in a checkpoint or run that was damaged or edited, in a configuration and in a call from Python. In words and
+messages, `{home}` is the folder with a finished run, `sparse`, and a network cut from it, `pruned`.
 """
 
 import dataclasses
@@ -12,9 +12,11 @@ import fcntl
 import importlib
 import json
 import math
+import os
 import re
 import shlex
 import shutil
+import socket
 import sys
 import types
 from pathlib import Path
@@ -315,6 +317,38 @@ def test_in_a_config_file(call, tmp_path, monkeypatch, text, message):
     before = contents(tmp_path)
     assert_refused(call("train config.py"), message)
     assert contents(tmp_path) == before
+
+
+# In the environment, where it describes several processes: the address of process 0; {port} is one that is taken
+
+NO_ADDRESS = "it must be a host and a port from 1 to 65535, for example localhost:12345."
+ADDRESSES = {
+    "no port": ("foo", f"JAX_COORDINATOR_ADDRESS is 'foo'; {NO_ADDRESS}"),
+    "no host": (":12345", f"JAX_COORDINATOR_ADDRESS is ':12345'; {NO_ADDRESS}"),
+    "word as port": ("foo:bar", f"JAX_COORDINATOR_ADDRESS is 'foo:bar'; {NO_ADDRESS}"),
+    "port 0": ("localhost:0", f"JAX_COORDINATOR_ADDRESS is 'localhost:0'; {NO_ADDRESS}"),
+    "large port": ("localhost:65536", f"JAX_COORDINATOR_ADDRESS is 'localhost:65536'; {NO_ADDRESS}"),
+    "two ports": ("localhost:22222:3", f"JAX_COORDINATOR_ADDRESS is 'localhost:22222:3'; {NO_ADDRESS}"),
+    "bare IPv6": ("::1:22222", f"JAX_COORDINATOR_ADDRESS is '::1:22222'; {NO_ADDRESS}"),
+    "URL": ("http://localhost:22222", f"JAX_COORDINATOR_ADDRESS is 'http://localhost:22222'; {NO_ADDRESS}"),
+    "name of no host": ("no.invalid:22222", "The host no.invalid of JAX_COORDINATOR_ADDRESS cannot be found ("),
+    "name of none": (f"{'x' * 99}:22222", f"The host {'x' * 99} of JAX_COORDINATOR_ADDRESS cannot be found ("),
+    "taken port": ("localhost:{port}", "Process 0 cannot listen at the port {port} of JAX_COORDINATOR_ADDRESS ("),
+}
+
+
+@pytest.mark.parametrize(("address", "message"), ADDRESSES.values(), ids=ADDRESSES)
+def test_in_the_environment(call, home, tmp_path, monkeypatch, address, message):
+    monkeypatch.setattr(os, "_exit", sys.exit)  # by which a process among others ends
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address.format(port=port))
+        before = contents(home)
+        assert_refused(call(f"train {home}/config.py --workdir {tmp_path}/new"), message.format(port=port))
+    assert contents(home) == before
+    assert not (tmp_path / "new").exists()
 
 
 # In a data set from outside: how to make it, and under which name

@@ -136,6 +136,12 @@ def test_variables_that_describe_no_process(tmp_path, monkeypatch, variables):
         pass
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1"])
+def test_the_parts_of_an_address(host):
+    address = f"[{host}]:65535" if ":" in host else f"{host}:65535"
+    assert processes._host_and_port(address) == (host, 65535)
+
+
 def test_a_process_alone_waits_for_none():
     processes.wait("for nobody")
     assert processes.is_first()
