@@ -1,9 +1,9 @@
 """Two processes that train one network: one result, one checkpoint, and going on."""
 
+import contextlib
 import os
 import platform
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,32 +22,34 @@ MINUTES = 2
 EPOCHS = 24
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("localhost", 0))
-        return one.getsockname()[1]
+@pytest.fixture
+def start():
+    """Start the processes of one run, with a device each; what is left of them in the end is killed."""
+    with contextlib.ExitStack() as held:
 
+        def start(config, number=2):
+            port = held.enter_context(processes._bound(0)).getsockname()[1]  # or another test might be given it
+            started = []
+            for index in range(number):
+                environment = {
+                    **os.environ,
+                    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                    "JAX_NUM_PROCESSES": str(number),
+                    "JAX_PROCESS_ID": str(index),
+                    "JAX_NUM_CPU_DEVICES": "1",
+                }
+                command = [sys.executable, "-m", "jaxslim.train", *map(str, options(config))]
+                pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+                started.append(held.enter_context(subprocess.Popen(command, env=environment, **pipes)))
+                held.callback(started[-1].kill)
+            return started
 
-def start(config, number=2):
-    """The processes of one run, with a device each."""
-    address = f"localhost:{free_port()}"
-    started = []
-    for index in range(number):
-        environment = {
-            **os.environ,
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": str(number),
-            "JAX_PROCESS_ID": str(index),
-            "JAX_NUM_CPU_DEVICES": "1",
-        }
-        command = [sys.executable, "-m", "jaxslim.train", *map(str, options(config))]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, env=environment, **pipes))
-    return started
+        yield start
 
 
 def finish(started):
-    return [(*process.communicate(timeout=60 * MINUTES), process.returncode) for process in started]
+    until = time.monotonic() + 60 * MINUTES
+    return [(*process.communicate(timeout=until - time.monotonic()), process.returncode) for process in started]
 
 
 def assert_close_runs(one, other):
@@ -64,7 +66,7 @@ def alone(tmp_path_factory):
     return train(tiny(tmp_path_factory.mktemp("alone"), epochs=EPOCHS, flip=False)).folder
 
 
-def test_two_processes_give_what_one_gives(tmp_path, alone):
+def test_two_processes_give_what_one_gives(start, tmp_path, alone):
     config = tiny(tmp_path, epochs=EPOCHS, flip=False)
     (first_out, _, first), (second_out, second_err, second) = finish(start(config))
     assert (first, second) == (0, 0), second_err
@@ -73,7 +75,7 @@ def test_two_processes_give_what_one_gives(tmp_path, alone):
     assert_close_runs(config.folder, alone)
 
 
-def test_two_processes_go_on_where_one_stopped(tmp_path, alone):
+def test_two_processes_go_on_where_one_stopped(start, tmp_path, alone):
     config = tiny(tmp_path, epochs=EPOCHS, flip=False)
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, "train_step", 20, signal.SIGTERM)
@@ -83,19 +85,20 @@ def test_two_processes_go_on_where_one_stopped(tmp_path, alone):
     assert_close_runs(config.folder, alone)
 
 
-def started_and_at_work(config):
-    """The processes of a run, with an epoch behind them."""
-    started = start(config)
+def wait_for_an_epoch(config, started):
     until = time.monotonic() + 60 * MINUTES
-    while not checkpoint.finished(Path(config.folder)) and time.monotonic() < until:
+    while not checkpoint.finished(Path(config.folder)):
+        for process in started:
+            assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
         time.sleep(0.01)
-    return started
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_process_ends_the_other_with_its_name(tmp_path, alone, lost):
+def test_a_lost_process_ends_the_other_with_its_name(start, tmp_path, alone, lost):
     config = tiny(tmp_path, epochs=EPOCHS, flip=False)
-    started = started_and_at_work(config)
+    started = start(config)
+    wait_for_an_epoch(config, started)
     started[lost].kill()
     _, err, code = finish(started)[1 - lost]
     assert code == 1, err
@@ -108,8 +111,10 @@ def test_a_lost_process_ends_the_other_with_its_name(tmp_path, alone, lost):
 
 
 @pytest.mark.parametrize("asked", [(0, 1), (0,), (1,)])
-def test_a_signal_stops_all_at_the_same_step(tmp_path, asked):
-    started = started_and_at_work(tiny(tmp_path, epochs=1000))
+def test_a_signal_stops_all_at_the_same_step(start, tmp_path, asked):
+    config = tiny(tmp_path, epochs=1000)
+    started = start(config)
+    wait_for_an_epoch(config, started)
     for index in asked:
         started[index].terminate()
     for _, err, code in finish(started):
