@@ -1,9 +1,13 @@
 """Strict settings for every test: the CPU, 32 bits, no rank promotion, no files in the user's home."""
 
 import atexit
+import importlib
 import os
+import pkgutil
 import shutil
+import sys
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_ENABLE_X64"] = "0"
@@ -12,13 +16,25 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxslim-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+import jaxslim
 
 # `HYPOTHESIS_PROFILE=thorough` draws new and many more examples than the few fixed ones of an ordinary run, or as many
 # as `HYPOTHESIS_EXAMPLES` says.
 _slow = (HealthCheck.too_slow, HealthCheck.data_too_large)
-settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True, suppress_health_check=_slow)
-_many = int(os.environ.get("HYPOTHESIS_EXAMPLES", "1000"))
-# Said outright: where the variable `CI` is set, Hypothesis would draw the same examples each time.
-settings.register_profile("thorough", max_examples=_many, deadline=None, derandomize=False, suppress_health_check=_slow)
+_default = settings.get_profile("default")  # said outright: where the variable `CI` is set, another one is in force
+_common = settings(_default, deadline=None, suppress_health_check=_slow)
+settings.register_profile("quick", _common, max_examples=40, derandomize=True)
+settings.register_profile("thorough", _common, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "1000")))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _modules():
+    """Import all that some test imports: Hypothesis draws constants from the source of what is there, fixed or not."""
+    sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+    names = [module.name for module in pkgutil.walk_packages(jaxslim.__path__, "jaxslim.")]
+    for name in (*names, "ratio_sweep", "reproduce", "torture"):
+        importlib.import_module(name)

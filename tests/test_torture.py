@@ -103,9 +103,11 @@ def test_drawn(number):
 
 def drawing(monkeypatch, folder, text, **names):
     """Make `_draw` run another property test, which writes down what it drew."""
-    shutil.copy(Path(__file__).with_name("conftest.py"), folder)
-    (folder / "test_drawn.py").write_text(text.format(file=str(folder / "drawn"), **names))
-    monkeypatch.setattr(torture, "PROPERTY", str(folder / "test_drawn.py"))
+    (folder / "tests").mkdir()
+    (folder / "scripts").symlink_to(SCRIPT.parent)
+    shutil.copy(Path(__file__).with_name("conftest.py"), folder / "tests")
+    (folder / "tests" / "test_drawn.py").write_text(text.format(file=str(folder / "drawn"), **names))
+    monkeypatch.setattr(torture, "PROPERTY", str(folder / "tests" / "test_drawn.py"))
 
 
 def test_what_was_drawn_is_counted_and_goes_by_the_seed(tmp_path, monkeypatch):
