@@ -32,6 +32,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         logging.getLogger(name).setLevel(logging.CRITICAL)  # orbax logs the errors, with tracebacks, that it raises
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _heard
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="orbax")
     try:
         _interruptible(main, sys.argv[1:] if argv is None else argv)

@@ -9,17 +9,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["JAX_ENABLE_X64"] = "0"
-os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxslim-tests-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-
 import pytest
 from hypothesis import HealthCheck, settings
 
-import jaxslim
+import jaxslim  # which leaves JAX, that reads these variables, for later
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_ENABLE_X64"] = "0"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ.pop("COLUMNS", None)
+for _folder in ("JAX_COMPILATION_CACHE_DIR", "MPLCONFIGDIR"):
+    if _folder not in os.environ:
+        os.environ[_folder] = tempfile.mkdtemp(prefix="jaxslim-tests-")
+        atexit.register(shutil.rmtree, os.environ[_folder], ignore_errors=True)
 
 # `HYPOTHESIS_PROFILE=thorough` draws new and many more examples than the few fixed ones of an ordinary run, or as many
 # as `HYPOTHESIS_EXAMPLES` says.
