@@ -40,3 +40,13 @@ def _modules():
     names = [module.name for module in pkgutil.walk_packages(jaxslim.__path__, "jaxslim.")]
     for name in (*names, "ratio_sweep", "reproduce", "torture"):
         importlib.import_module(name)
+
+
+@pytest.fixture(autouse=True)
+def _compilation_cache():
+    """Undo what a command sets in this process that gets --no-compilation-cache."""
+    import jax
+
+    before = jax.config.jax_enable_compilation_cache
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)

@@ -179,8 +179,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TrainConfig)])
-def test_every_field_has_its_option(call, trained, name, monkeypatch):
-    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")  # so that what the option sets is undone
+def test_every_field_has_its_option(call, trained, name):
     words, value, wrong = FIELDS[name]
     flag = ("--no-" if value is False else "--") + name.replace("_", "-")
     assert call(train_command, flag, *words).code == 0
