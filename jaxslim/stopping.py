@@ -13,8 +13,9 @@ from jaxslim.errors import StoppedError
 def stop_requests(agree: Callable[[int], int] = int) -> Iterator[Callable[[], None]]:
     """Within it, the first signal only raises a flag, and the function that it gives raises StoppedError then.
 
-    So a run stops where its state is whole. A second signal acts at once, as without this. Outside the main thread,
-    where Python takes no signals, nothing changes.
+    So a run stops where its state is whole. A second signal acts at once, as without this. A signal that is ignored,
+    as SIGINT is in the background of a shell's script, stays so; outside the main thread, where Python takes no
+    signals, nothing changes.
 
     Args:
       agree: makes the number of the signal, 0 for none, what all processes of a run go by, so that they stop together.
@@ -36,7 +37,8 @@ def stop_requests(agree: Callable[[int], int] = int) -> Iterator[Callable[[], No
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
-            if (handler := signal.getsignal(number)) is not None:  # None: not Python's to restore
+            handler = signal.getsignal(number)
+            if handler not in (None, signal.SIG_IGN):  # None: not Python's to restore; a background job ignores Ctrl-C
                 before[number] = handler
                 signal.signal(number, note)
     try:

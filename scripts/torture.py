@@ -105,7 +105,11 @@ def _write_config(folder: Path) -> Path:
 
 def _start(config: Path, run_folder: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "jaxslim.train", str(config), "--workdir", str(run_folder)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, it would ignore it
+    try:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _progress(what: str, done: int, total: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from test_loop import contents, rows, tiny, write_data
+from test_loop import contents, handled, rows, tiny, write_data
 
 import jaxslim
 from jaxslim import checkpoint, cli, evaluate
@@ -478,13 +478,10 @@ def test_ctrl_c_that_an_import_turns_into_another_error(capsys):
         except KeyboardInterrupt:
             raise ImportError("Encountered an error while initializing the extension.") from None
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    try:
+    with handled(signal.SIGINT, signal.default_int_handler):
         with pytest.raises(SystemExit) as caught:
             cli.run(main, [])
         after = signal.getsignal(signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, before)
     assert caught.value.code == 130
     assert capsys.readouterr().err.startswith("jaxslim: stopped; run the same command again")
     assert after is signal.default_int_handler

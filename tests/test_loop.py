@@ -1,5 +1,6 @@
 """Training runs: what they write, where they go on after an interruption, and what they refuse."""
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -374,20 +375,36 @@ def signal_at(monkeypatch, where, call, number):
     monkeypatch.setattr(steps, where, signalled)
 
 
+@contextlib.contextmanager
+def handled(number, handler):
+    """With `handler` for a signal, whatever it was: where tests run in the background, SIGINT is ignored."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("where", "call", "taken"), [("train_step", 9, 3), ("train_step", 12, 6), ("evaluator", 2, 6)])
 def test_a_signal_saves_the_middle_of_an_epoch(tmp_path, monkeypatch, whole, where, call, taken, number):
     """In a step, the last of an epoch too, and in an evaluation; what was begun counts once."""
-    before = signal.getsignal(number)
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, handled(number, signal.default_int_handler):
         signal_at(patch, where, call, number)
         with pytest.raises(StoppedError) as caught:
             train(tiny(tmp_path))
-    assert (caught.value.signal, signal.getsignal(number)) == (number, before)
+        assert (caught.value.signal, signal.getsignal(number)) == (number, signal.default_int_handler)
     saved = checkpoint.read_meta(tmp_path / "run" / "interrupted")
     assert (saved["epoch"], len(saved["sums"]["loss"])) == (2, taken)
     assert_same_run(train(tiny(tmp_path)).folder, whole.folder)
     assert not (tmp_path / "run" / "interrupted").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_is_ignored_stays_so(tmp_path, monkeypatch, whole, number):
+    with handled(number, signal.SIG_IGN):
+        signal_at(monkeypatch, "train_step", 9, number)
+        assert_same_run(train(tiny(tmp_path)).folder, whole.folder)
 
 
 def test_checkpoints_of_some_epochs_only(tmp_path, monkeypatch, whole):

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_loop import handled
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "torture.py"
 spec = importlib.util.spec_from_file_location("torture", SCRIPT)
@@ -55,6 +57,15 @@ def whole(tmp_path_factory):
     config = torture._write_config(folder)
     torture._finish(config, folder / "whole")
     return folder / "whole"
+
+
+def test_training_takes_ctrl_c_where_torture_itself_ignores_it(whole, tmp_path):
+    """As in the background of a shell's script."""
+    with handled(signal.SIGINT, signal.SIG_IGN):
+        process = torture._start(whole.parent / "config.py", tmp_path / "run")
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode
 
 
 @pytest.mark.parametrize("spoil", ["metrics", "arrays", "rest"])
