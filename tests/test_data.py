@@ -22,7 +22,9 @@ from jaxslim.errors import InputError
 
 TFDS = Path(os.environ.get("TFDS_DATA_DIR") or Path(__file__).parents[2] / "shared" / "tfds")
 CIFAR10 = TFDS / "cifar10" / "3.0.2"
-needs_cifar10 = pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not prepared; set TFDS_DATA_DIR")
+needs_cifar10 = pytest.mark.skipif(
+    not CIFAR10.is_dir(), reason="CIFAR-10 3.0.2 is not in TFDS_DATA_DIR; README.md says under Data how to prepare it"
+)
 
 
 @pytest.fixture(autouse=True)
