@@ -164,7 +164,7 @@ def study(
 def machine() -> dict[str, str]:
     """Hardware and versions, for the notes of a report."""
     device = jax.devices()[0]
-    cores = os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     hardware = f"{jax.device_count()} x {device.device_kind}" if device.platform != "cpu" else f"{cores} {_processor()}"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jaxslim", "jax", "flax", "optax"))
     return {"hardware": hardware, "versions": f"{versions}, Python {platform.python_version()}"}
