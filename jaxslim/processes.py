@@ -78,15 +78,20 @@ def _host_and_port(address: str) -> tuple[str, int]:
             "localhost:12345."
         )
     host, port = parts[1].strip("[]"), int(parts[2])
-    try:
-        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:  # UnicodeError: of names that cannot be looked up, as too long ones
-        reason = getattr(error, "strerror", None) or "no valid name"
-        raise InputError(
-            f"The host {host} of JAX_COORDINATOR_ADDRESS cannot be found ({reason}); give the name or the IP address "
-            "of the machine of process 0."
-        ) from error
-    return host, port
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            return host, port
+        except (OSError, UnicodeError) as error:  # UnicodeError: of names that cannot be looked up, as too long ones
+            if isinstance(error, OSError) and time.monotonic() < until:  # a cluster names its machines as they come
+                time.sleep(_PAUSE)
+                continue
+            reason = getattr(error, "strerror", None) or "no valid name"
+            raise InputError(
+                f"The host {host} of JAX_COORDINATOR_ADDRESS cannot be found ({reason}); give the name or the IP "
+                "address of the machine of process 0."
+            ) from error
 
 
 def _bound(port: int) -> socket.socket:

@@ -33,7 +33,7 @@ from test_loop import contents, tiny, write_data
 from test_sweep import script
 
 import jaxslim
-from jaxslim import checkpoint, evaluate, loop
+from jaxslim import checkpoint, evaluate, loop, processes
 from jaxslim import train as train_command
 from jaxslim.errors import InputError
 from jaxslim.sealing import seal
@@ -339,6 +339,7 @@ ADDRESSES = {
 
 @pytest.mark.parametrize(("address", "message"), ADDRESSES.values(), ids=ADDRESSES)
 def test_in_the_environment(call, home, tmp_path, monkeypatch, address, message):
+    monkeypatch.setattr(processes, "_PATIENCE", 0.5)
     monkeypatch.setattr(os, "_exit", sys.exit)  # by which a process among others ends
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
