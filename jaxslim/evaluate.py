@@ -31,7 +31,6 @@ def main(argv: list[str]) -> None:
     if options.batch_size < 1:
         raise InputError(f"batch_size is {options.batch_size}; it must be at least 1.")
     import jax
-    from rich.console import Console
 
     from jaxslim import checkpoint, data, steps
     from jaxslim.cost import count
@@ -62,7 +61,7 @@ def main(argv: list[str]) -> None:
         ),
     )
     for line in lines:
-        Console().print(line, highlight=False, soft_wrap=True)
+        print(line)
 
 
 def training_config(meta: dict[str, Any], **changes: Any) -> TrainConfig:

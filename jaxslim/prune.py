@@ -240,20 +240,20 @@ def show(pruned: Pruned, meta: dict[str, Any]) -> None:
     """Print what `save_cut` did: layers, size, and the check."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("layer", "channels", "after", "cut", "protected")
     for column in table.columns[1:4]:
         column.justify = "right"
     for layer in pruned.plan.layers:
         table.add_row(
-            layer.name,
+            Text(layer.name),  # a plain string may hold rich's markup
             str(layer.before),
             str(layer.after),
             f"{1 - layer.after / layer.before:.0%}",
             "yes" if layer.protected else "",
         )
-    console = Console()
-    console.print(table)
+    Console().print(table)
     full, small, check = meta["full_cost"], meta["cost"], meta["check"]
     requested = "by threshold" if meta["plan"]["requested"] is None else f"requested {meta['plan']['requested']:.2%}"
     lines = (
@@ -266,7 +266,7 @@ def show(pruned: Pruned, meta: dict[str, Any]) -> None:
         *([f"statistics  of {batches} training batches"] if (batches := meta["recalibrated_on"]) else []),
     )
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        print(line)
 
 
 if __name__ == "__main__":

@@ -117,9 +117,9 @@ def _fit_one(image: "Image", image_size: int, channels: int) -> np.ndarray:
 def track(steps: Sequence[T], what: str) -> Iterator[T]:
     """Yield `steps` behind a progress bar on a terminal, after one log line elsewhere."""
     if sys.stderr.isatty():
-        from rich import console, progress
+        from rich import console, markup, progress
 
-        yield from progress.track(steps, what, console=console.Console(stderr=True), transient=True)
+        yield from progress.track(steps, markup.escape(what), console=console.Console(stderr=True), transient=True)
     else:
         log.info(what)
         yield from steps

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxslim import checkpoint, data, loop, runs, steps
+from jaxslim import checkpoint, data, loop, runs, sources, steps
 from jaxslim.config import TrainConfig
 from jaxslim.errors import DivergedError, InputError, StoppedError
 from jaxslim.files import locked
@@ -182,12 +182,14 @@ def test_bars_on_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     row = {"epoch": 2, "loss": 1.5, "accuracy": 0.25, "learning_rate": 0.1, "small_scales": 0.5}
-    with Progress("tiny", 3, 1, 1) as progress:
+    with Progress("tiny[red][/x]", 3, 1, 1) as progress:
         progress.advance(1)
         progress.finish_epoch(row, 7.0)
+    assert list(sources.track(range(2), "Decoding [/x]")) == [0, 1]
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sys.stderr.getvalue())
     assert "epoch 2/3  loss 1.5000  accuracy  25.00%  rate 0.1  scales under 0.01  50.0%  7 images/s" in shown
-    assert re.search(r"tiny .* 67% \d+:\d\d:\d\d left", shown)
+    assert "Decoding [/x]" in shown
+    assert re.search(r"tiny\[red\]\[/x\] .* 67% \d+:\d\d:\d\d left", shown)
 
 
 def test_the_last_line_says_what_best_was_chosen_on(whole):

@@ -582,6 +582,17 @@ def test_in_a_checkpoint(call, home, tmp_path, monkeypatch, line, change, messag
     assert not (tmp_path / "new").exists()
 
 
+def test_what_looks_like_markup_is_shown_as_it_is(call, home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(home / "pruned", tmp_path / "a[red]" / "b[" / "c]")
+    meta(kind="[/x]")(tmp_path / "a[red]" / "b[" / "c]")
+    shutil.copy(home / "data.npz", tmp_path / "data[blue].npz")
+    done = call("evaluate 'a[red]/b[/c]' --dataset 'data[blue].npz'")
+    assert (done.code, done.err) == (0, "")
+    assert f"{tmp_path}/a[red]/b[/c] ([/x])\n" in done.out
+    assert "24 test images of data[blue].npz\n" in done.out
+
+
 def test_a_kind_that_is_no_text_is_shown_as_it_is(call, home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(home / "pruned", tmp_path / "copy")

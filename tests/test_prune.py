@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from networks import draw
 
 import jaxslim
+from jaxslim.selection import Layer
 
 WIDTHS = (4, "M", 6, 5, "M")
 
@@ -106,6 +107,16 @@ def test_a_module_that_cannot_be_resized_says_how() -> None:
     variables = jax.tree.map(lambda leaf: np.arange(leaf.size, dtype=np.float32).reshape(leaf.shape), variables)
     with pytest.raises(jaxslim.InputError, match=r"Plain does not say how .*: give it a method resized\(variables\)"):
         jaxslim.prune(Plain(), variables, 0.5, images())
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    layers = (Layer("stem[red]/[/x]", 4, 2, False),)
+    plan = jaxslim.Plan(keep=np.ones(5, bool), requested=0.5, achieved=0.5, layers=layers)
+    cost = {"params": 2, "macs": 2}
+    how = {"requested": 0.5, "absorb": False}
+    meta = {"cost": cost, "full_cost": cost, "plan": how, "check": {"logits_difference": 0.0, "exact": True}}
+    importlib.import_module("jaxslim.prune").show(jaxslim.Pruned(None, None, plan), meta | {"recalibrated_on": 0})
+    assert "stem[red]/[/x]" in capsys.readouterr().out
 
 
 def halved() -> tuple[jaxslim.ChannelGraph, Any, jaxslim.Plan]:
