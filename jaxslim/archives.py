@@ -46,6 +46,7 @@ def read_npz(path: Path, image_size: int, channels: int) -> Dataset:
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays that make a data set; sizes are checked before anything is read."""
     arrays, total = {}, 0
+    stamp(path)
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
@@ -63,8 +64,6 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                     arrays[name] = npy.read_array(file, allow_pickle=False)
     except InputError:
         raise
-    except FileNotFoundError as error:
-        raise InputError(f"There is no file {path}.") from error
     except Exception as error:  # a damaged file makes zipfile and numpy raise one of many unrelated types
         raise InputError(
             f"{path} is no .npz archive, or it is damaged ({error}); save it again with numpy.savez."

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -49,12 +50,18 @@ class Source(NamedTuple):
 
 
 def stamp(path: str | os.PathLike) -> list:
-    """Name, size in bytes and time of change of a file, which stand for its content."""
+    """Name, size in bytes and time of change of a file, which stand for its content.
+
+    Raises:
+      InputError: there is none, or it is a pipe, a device or a folder; reading a pipe could wait for ever.
+    """
     try:
-        stat = os.stat(path)
+        found = os.stat(path)
     except OSError as error:
         raise InputError(f"Cannot read {os.fspath(path)}: {error.strerror}.") from error
-    return [os.fspath(path), stat.st_size, stat.st_mtime_ns]
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{os.fspath(path)} is no regular file; replace or remove it.")
+    return [os.fspath(path), found.st_size, found.st_mtime_ns]
 
 
 def assemble(where: object, train: Split, test: Split, class_names: Sequence[str] | None = None) -> Dataset:

@@ -4,8 +4,10 @@ import contextlib
 import difflib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,9 @@ def find(name: str, data_dir: str | None) -> Source:
     """
     root = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     advice = _advice(name, root)
+    for file in Path(root, re.split("[/:]", name)[0]).rglob("*"):
+        if not file.is_dir():
+            stamp(file)
     with _quiet_absl():
         builder = _builder(name, root, advice)
         image_key, label_key = _keys(name, builder.info)
@@ -55,7 +60,7 @@ def find(name: str, data_dir: str | None) -> Source:
         return assemble(name, splits[0], splits[1], builder.info.features[label_key].names)
 
     folder = os.path.realpath(builder.data_dir)
-    files = sorted(entry.path for entry in os.scandir(folder))
+    files = sorted(entry.path for entry in os.scandir(folder) if not entry.is_dir())
     return Source(read, ["tfds", builder.info.full_name, folder, [stamp(file) for file in files]])
 
 

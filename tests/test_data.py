@@ -322,6 +322,43 @@ def test_folder_links_inside(folder):
     assert load_folder(folder).train_images[-1, 0, 0, 0] == 1
 
 
+PIPES = """
+import sys
+from jaxslim import data
+for words in map(str.split, sys.argv[1:]):
+    try:
+        data.load(words[0], data_dir=words[1])
+    except data.InputError as error:
+        print(error)
+"""
+
+
+def test_pipes_are_refused_and_not_waited_for(folder, tmp_path):
+    """In a process of its own, with a time limit, since a wait for a pipe has no end."""
+    pipes = {
+        folder: "photos/train/ant/9.png",
+        tmp_path / "pipe.npz": "pipe.npz",
+        tmp_path / "pipe.tar.gz": "pipe.tar.gz",
+        tmp_path / "cifar": "cifar/batches.meta.txt",
+        "mnist": "tfds/mnist/3.0.1/dataset_info.json",
+    }
+    for pipe in pipes.values():
+        (tmp_path / pipe).parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(tmp_path / pipe)
+    (tmp_path / "cifar" / "test_batch.bin").write_bytes(b"x")
+    words = [f"{dataset} {tmp_path / 'tfds'}" for dataset in pipes]
+    done = subprocess.run([sys.executable, "-c", PIPES, *words], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [
+        f"{tmp_path / pipe} is no regular file; replace or remove it." for pipe in pipes.values()
+    ], done.stderr
+
+
+def test_a_link_to_a_file_is_that_file(tmp_path, arrays):
+    np.savez(tmp_path / "there.npz", **arrays)
+    (tmp_path / "data.npz").symlink_to(tmp_path / "there.npz")
+    assert len(data.load(str(tmp_path / "data.npz"), image_size=8).train_labels) == 6
+
+
 # The cache
 
 
