@@ -95,6 +95,19 @@ def _fail(message: str, code: int) -> None:
     raise SystemExit(code)
 
 
+def check_out(out: Path) -> None:
+    """Refuse an `--out` that cannot become a folder or be written to, before the work.
+
+    Raises:
+      InputError: a file is in its place, or it may not be written to.
+    """
+    there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise InputError(f"{out} cannot be a folder, since a file is in its place; choose another --out.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{there} cannot be written to; choose another --out.")
+
+
 def load_config(path: str) -> TrainConfig:
     """The `config` that a Python file defines.
 

@@ -12,7 +12,7 @@ import tyro
 
 from jaxslim import absorption, recalibration
 from jaxslim.channels import ChannelGraph, trace
-from jaxslim.cli import run
+from jaxslim.cli import check_out, run
 from jaxslim.cost import count
 from jaxslim.errors import InputError, first_line
 from jaxslim.selection import Plan, plan
@@ -171,12 +171,14 @@ def save_cut(
       random images from the full network with the units that go at zero, before any recalibration.
 
     Raises:
-      InputError: as `load`, `plan` and `save`, or the check failed although every unit that went is exact.
+      InputError: as `load`, `plan` and `save`, `out` cannot be written to, or the check failed although every unit that
+        went is exact.
     """
     from jaxslim import checkpoint
 
     if recalibrate < 0:
         raise InputError(f"recalibrate is {recalibrate}; it must be a number of batches, 0 or more.")
+    check_out(Path(out))
     path = checkpoint.find(path)
     module, variables, meta = checkpoint.load(path)
     if "image_shape" not in meta:

@@ -134,8 +134,6 @@ def study(
     Raises:
       InputError: a checkpoint or the data cannot be used, or a ratio cannot be met.
     """
-    if not next(place for place in (out.absolute(), *out.absolute().parents) if place.exists()).is_dir():
-        raise InputError(f"{out} cannot be a folder, since a file is in its place; choose another --out.")
     loaded = load(path)
     config = training_config(loaded.meta, data_dir=data_dir)
     images = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)

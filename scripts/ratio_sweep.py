@@ -1,14 +1,16 @@
 """Accuracy, parameters, MACs and widths against the ratio of channels cut: tables and plots for one checkpoint."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
 import tyro
 
-from jaxslim.cli import run
+from jaxslim.cli import check_out, run
 from jaxslim.config import RATIOS
 from jaxslim.errors import InputError
+from jaxslim.files import LOCK, locked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,20 +52,21 @@ def main(argv: list[str]) -> None:
     path = checkpoint.find(options.checkpoint)
     home = path.parents[1] if path.parent.name == "checkpoints" else path
     out = Path(options.out) if options.out else home.with_name(f"{home.name}-sweep")
-    result = sweep.study(
-        str(path),
-        out,
-        ratios=options.ratios,
-        verify=options.verify,
-        min_channels=options.min_channels,
-        absorb=options.absorb,
-        recalibrate=options.recalibrate,
-        finetune_epochs=options.finetune_epochs,
-        baseline=options.baseline,
-        data_dir=options.data_dir,
-    )
-    report.show(result)
-    report.write(result, out)
+    chosen = dataclasses.asdict(options)
+    arguments = {name: value for name, value in chosen.items() if name not in ("checkpoint", "out")}
+    check_out(out)
+    if (out / "config.json").exists() and (out / "checkpoints").exists():
+        raise InputError(f"{out} holds a training run; choose another --out.")
+    new = not out.exists()
+    with locked(out, "--out"):
+        try:
+            result = sweep.study(str(path), out, **arguments)
+        except InputError:
+            if new and [*out.iterdir()] == [out / LOCK]:  # nothing was done
+                shutil.rmtree(out)
+            raise
+        report.show(result)
+        report.write(result, out)
     print(f"Report: {out}/report.md")
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from jaxslim.cli import run
+from jaxslim.cli import check_out, run
 from jaxslim.config import TrainConfig
 from jaxslim.errors import InputError
 from jaxslim.files import locked, replacing, write_whole
@@ -67,8 +67,7 @@ def main(argv: list[str]) -> None:
     if not 0 < width <= 1:
         raise InputError(f"width is {width}; it must lie in (0, 1], for example 0.25.")
     out = Path(options.out).absolute()
-    if not next(place for place in (out, *out.parents) if place.exists()).is_dir():
-        raise InputError(f"{out} cannot be a folder, since a file is in its place; choose another --out.")
+    check_out(out)
     import reproduce_report
     import reproduce_stages
 

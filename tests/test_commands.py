@@ -379,7 +379,7 @@ PRUNE_MISTAKES = {
     ),
     "below a file": (
         [SPARSE, "--ratio", 0.5, "--out", "{home}/empty/x"],
-        "Not a directory. Check that the place ex",
+        "{home}/empty/x cannot be a folder, since a file is in its place; choose another --out.",
     ),
     "no out": ([SPARSE, "--ratio", 0.5], "Missing from python -m jaxslim.prune: --out STR"),
     "absent": (["{home}/no", *HALF], "There is no checkpoint {home}/no; check the path."),

@@ -205,7 +205,7 @@ COMMAND_LINES = {
     ),
     "out below a file": (
         "prune sparse --out data.npz/x --ratio 0.5",
-        "{home}/data.npz: Not a directory. Check that the",
+        "data.npz/x cannot be a folder, since a file is in its place; choose another --out.",
     ),
     "absent checkpoint": (
         "prune sparse/checkpoints/7 --out new --ratio 0.5",
@@ -255,6 +255,7 @@ COMMAND_LINES = {
         "sweep sparse --out data.npz",
         "data.npz cannot be a folder, since a file is in its place; choo",
     ),
+    "run as report": ("sweep pruned --out sparse", "sparse holds a training run; choose another --out."),
     "sweep of nothing": (
         "sweep bare",
         "The checkpoint names no training configuration ('config'); jaxslim.train writes",
@@ -269,6 +270,16 @@ def test_at_the_command_line(call, home, monkeypatch, line, message):
     assert_refused(call(line), message.replace("{home}", str(home)))
     assert contents(home) == before
     assert not (home / "new").exists()
+
+
+@pytest.mark.parametrize("line", ["sweep {home}/sparse", "prune {home}/sparse --ratio 0.5 --recalibrate 2"])
+def test_out_where_nothing_can_be_written(call, home, tmp_path, monkeypatch, line):
+    """As the system answers for a read-only mount, and for a folder of someone else."""
+    monkeypatch.setattr("os.access", lambda place, mode: Path(place) != tmp_path)
+    monkeypatch.setattr("jaxslim.checkpoint.load", None)  # the work
+    done = call(f"{line.format(home=home)} --out {tmp_path}/new")
+    assert_refused(done, f"{tmp_path} cannot be written to; choose another --out.")
+    assert not (tmp_path / "new").exists()
 
 
 # In a config file: its text after the import of TrainConfig

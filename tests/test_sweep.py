@@ -18,6 +18,7 @@ from test_loop import contents, rows, tiny
 import jaxslim
 from jaxslim import data, evaluate, steps
 from jaxslim.errors import InputError
+from jaxslim.files import LOCK, locked
 from jaxslim.loop import train
 from jaxslim.prune import save_cut
 from jaxslim.sweep import study, sweep
@@ -182,7 +183,7 @@ def test_the_script_in_a_process_of_its_own(home, tmp_path, subject):
     done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "sparse-sweep"  # beside the run
-    assert {path.name for path in out.iterdir()} == FILES
+    assert {path.name for path in out.iterdir()} == FILES | {LOCK}
     assert done.stdout.endswith(f"Report: {out}/report.md\n")
     expected = [row for row, _ in sweep(*subject, (0.0, 0.5), verify=True)]
     for line, row in zip(done.stderr.splitlines(), expected, strict=True):
@@ -229,6 +230,14 @@ def test_mistakes(capsys, home, monkeypatch, words, message):
     assert "accuracy" not in done.err  # found before the work
     assert contents(home) == before
     assert sorted(path.name for path in home.iterdir()) == ["data.npz", "dense", "sparse"]
+
+
+def test_two_sweeps_into_one_folder(capsys, home, tmp_path):
+    with locked(tmp_path / "out", "--out"):
+        done = invoke(capsys, script("ratio_sweep"), home / "sparse", "--ratios", 0.5, "--out", tmp_path / "out")
+    assert_one_message(done, f"{tmp_path}/out is in use by process")
+    assert "accuracy" not in done.err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
 
 
 # The demo
