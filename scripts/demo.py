@@ -39,7 +39,10 @@ def main(argv: list[str]) -> None:
         print((folder / "report.md").read_text())
         print(f"Done before; delete {out} to start over. Report: {folder}/report.md")
         return
-    from jaxslim import report, sweep
+    import jax
+
+    from jaxslim import checkpoint, report, sweep
+    from jaxslim.cost import count
     from jaxslim.loop import train
     from jaxslim.prune import save_cut, show
 
@@ -64,6 +67,7 @@ def main(argv: list[str]) -> None:
     announce(f"4/5 cut: python -m jaxslim.prune {out}/sparse --ratio {options.ratio:g} --out {pruned}")
     if not pruned.exists():
         show(*save_cut(sparse.folder, pruned, options.ratio))
+    sweep.cut_once(sparse.folder, pruned, options.ratio, None)  # refuses one of another checkpoint
     announce(f"5/5 fine-tuning: python -m jaxslim.train configs/digits_finetune.py --init-from {pruned}")
     tuned = train(config("finetune", workdir=str(out / f"finetuned-{options.ratio:g}"), init_from=str(pruned)))
 
@@ -71,11 +75,13 @@ def main(argv: list[str]) -> None:
     sweep_rows = tuple(dataclasses.replace(r, finetuned_accuracy=finetuned.get(r.ratio)) for r in result.sweep)
     cut_row = next(row for row in sweep_rows if row.ratio == options.ratio)
     full = result.sweep[0]
+    module, variables, meta = checkpoint.load(tuned.folder)
+    small = count(module.apply, variables, jax.ShapeDtypeStruct((1, *meta["image_shape"]), "float32"))
     stages = (
         ("Baseline", baseline.metrics["accuracy"], full),
         ("Trained with sparsity", sparse.metrics["accuracy"], full),
         (f"Cut at {options.ratio:g}", cut_row.accuracy, cut_row),
-        ("Fine-tuned", tuned.metrics["accuracy"], cut_row),
+        ("Fine-tuned", tuned.metrics["accuracy"], small),
     )
     rows = tuple(report.Stage(name=n, accuracy=a, params=size.params, macs=size.macs) for n, a, size in stages)
     notes = {**result.notes, "run time": f"{time.perf_counter() - started:.0f} s", "command": command}

@@ -279,3 +279,9 @@ def test_the_demo_from_training_to_report(tmp_path, monkeypatch, capsys):
     other = invoke(capsys, demo, "--out", out, "--epochs", 2)
     assert_one_message(other, f"{out}/baseline holds another run (epochs 1 there, 2 here); choose another")
     assert contents(out) == before
+
+    for name in ("baseline", "sparse", "report", "finetuned-0.5"):
+        shutil.rmtree(out / name)
+    other = invoke(capsys, demo, "--out", out, "--ratio", 0.5, "--epochs", 2)
+    assert_one_message(other, f"{out}/pruned-0.5 was cut from another checkpoint or with other options; choose another")
+    assert not (out / "report").exists()
