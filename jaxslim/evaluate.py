@@ -1,7 +1,9 @@
 """Measure a checkpoint: `python -m jaxslim.evaluate CHECKPOINT`."""
 
 import dataclasses
+import math
 import time
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -9,6 +11,9 @@ import tyro
 from jaxslim.cli import run
 from jaxslim.config import TrainConfig
 from jaxslim.errors import InputError
+
+MAX_NUMBERS = 2**24
+"""Most that an image may hold."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,10 +43,11 @@ def main(argv: list[str]) -> None:
 
     path = checkpoint.find(options.checkpoint)
     loaded = checkpoint.load(path)
+    check_image_shape(loaded.meta, path)
     config = training_config(loaded.meta, dataset=options.dataset, data_dir=options.data_dir)
     config = dataclasses.replace(config, eval_batch_size=options.batch_size)
     images = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)
-    check_classes(loaded, images, options.checkpoint)
+    check_images(loaded, images, options.checkpoint)
     evaluate = steps.evaluator(config, loaded.module, steps.device_mesh(), images.test_images, images.test_labels)
     result = evaluate(loaded.variables)
     cost = count(loaded.module.apply, loaded.variables, images.test_images)
@@ -76,8 +82,25 @@ def training_config(meta: dict[str, Any], **changes: Any) -> TrainConfig:
         ) from None
 
 
-def check_classes(loaded: Any, images: Any, path: str) -> None:
-    """Refuse a data set with other classes than the network tells apart."""
+def check_image_shape(meta: dict[str, Any], path: str | Path) -> None:
+    """Refuse an `image_shape` that is none, or of images so large that a batch of them fits nowhere."""
+    shape = meta.get("image_shape", [1, 1, 1])
+    whole = isinstance(shape, list) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)
+    if not whole or math.prod(shape) > MAX_NUMBERS:
+        raise InputError(
+            f"{path} is unusable: its image_shape is {shape!r:.60}, not three whole numbers of at least 1 with a "
+            f"product of at most {MAX_NUMBERS}; take another checkpoint."
+        )
+
+
+def check_images(loaded: Any, images: Any, path: str | Path) -> None:
+    """Refuse a data set of other channels than the network sees, or with other classes than it tells apart."""
+    channels = images.test_images.shape[-1]
+    if (seen := loaded.meta.get("image_shape", [channels])[-1]) != channels:
+        raise InputError(
+            f"{path} is unusable: it sees images of {seen} channels and its configuration makes them of {channels}; "
+            "take another checkpoint."
+        )
     classes = getattr(loaded.module, "num_classes", len(images.class_names))
     if classes != len(images.class_names):
         raise InputError(

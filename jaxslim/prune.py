@@ -175,14 +175,16 @@ def save_cut(
         went is exact.
     """
     from jaxslim import checkpoint
+    from jaxslim.evaluate import check_image_shape
 
     if recalibrate < 0:
         raise InputError(f"recalibrate is {recalibrate}; it must be a number of batches, 0 or more.")
     check_out(Path(out))
     path = checkpoint.find(path)
-    module, variables, meta = checkpoint.load(path)
+    module, variables, meta = loaded = checkpoint.load(path)
     if "image_shape" not in meta:
         raise InputError(f"{path} does not name its images' shape; save it with meta={{'image_shape': [32, 32, 3]}}.")
+    check_image_shape(meta, path)
     images = jax.random.normal(jax.random.key(0), (64, *meta["image_shape"]))
     graph = trace(module.apply, variables, images)
     chosen = plan(graph, bn_scales(variables), ratio, **options)
@@ -199,7 +201,7 @@ def save_cut(
             f"The cut network's logits differ from the zeroed full network's by {gap:.2g} of the largest; nothing was "
             "saved. The network takes a width from something other than its parameters' shapes."
         )
-    batches = _training_batches(meta, recalibrate, data_dir) if recalibrate else []
+    batches = _training_batches(loaded, path, recalibrate, data_dir) if recalibrate else []
     if batches:
         pruned = pruned._replace(variables=recalibration.recalibrate(pruned.module, pruned.variables, batches))
     described: dict[str, Any] = {
@@ -224,12 +226,13 @@ def save_cut(
     return pruned, described
 
 
-def _training_batches(meta: dict[str, Any], count: int, data_dir: str | None) -> list[Any]:
+def _training_batches(loaded: Any, path: Path, count: int, data_dir: str | None) -> list[Any]:
     from jaxslim import data, steps
-    from jaxslim.evaluate import training_config
+    from jaxslim.evaluate import check_images, training_config
 
-    config = training_config(meta, data_dir=data_dir)
+    config = training_config(loaded.meta, data_dir=data_dir)
     images = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)
+    check_images(loaded, images, path)
     return steps.training_batches(config, images, count)
 
 

@@ -21,7 +21,7 @@ from jaxslim.checkpoint import Loaded, find, load, parent, read_meta
 from jaxslim.config import RATIOS, TrainConfig
 from jaxslim.cost import count
 from jaxslim.errors import InputError
-from jaxslim.evaluate import check_classes, training_config
+from jaxslim.evaluate import check_image_shape, check_images, training_config
 from jaxslim.loop import train
 from jaxslim.prune import Options, Pruned, apply_plan, difference, save_cut, tolerance
 from jaxslim.recalibration import recalibrator
@@ -135,9 +135,10 @@ def study(
       InputError: a checkpoint or the data cannot be used, or a ratio cannot be met.
     """
     loaded = load(path)
+    check_image_shape(loaded.meta, path)
     config = training_config(loaded.meta, data_dir=data_dir)
     images = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)
-    check_classes(loaded, images, path)
+    check_images(loaded, images, path)
     scales = {"baseline": scale_values(load(baseline).variables)} if baseline else {}
     scales[str(loaded.meta.get("kind", "network"))] = scale_values(loaded.variables)
     rows = []

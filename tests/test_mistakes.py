@@ -568,6 +568,10 @@ CHECKPOINTS = {
     "edited format": (meta(format="1"), "{copy} is damaged: its format is '1'; take another checkpoint."),
     "edited digest": (meta(digest="0"), "{copy} is damaged: its variables have the digest "),
     "edited shape": (meta(image_shape=[8, 8]), "{copy} is damaged: its network, arrays and image shape do not fit"),
+    "huge images": (
+        meta(image_shape=[200_000, 200_000, 1]),
+        "{copy} is unusable: its image_shape is [200000, 2",
+    ),
     "edited arrays": (meta(variables=["bn0"]), "{copy} is damaged: its meta describes no arrays ("),
     "no module": (meta(module=None), "{copy} is damaged: its meta describes no module; take another checkpoint."),
     "another network": (
@@ -590,6 +594,22 @@ def test_in_a_checkpoint(call, home, tmp_path, monkeypatch, line, change, messag
     before = contents(tmp_path)
     assert_refused(call(line), message.replace("{copy}", f"{tmp_path}/copy"))
     assert contents(tmp_path) == before
+    assert not (tmp_path / "new").exists()
+
+
+def three_channels(folder):
+    changes = {"channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
+    edit_meta(folder, lambda meta: meta["config"].update(changes))
+
+
+@pytest.mark.parametrize("line", ["evaluate copy", "prune copy --ratio 0.1 --out new --recalibrate 2", "sweep copy"])
+def test_channels_that_the_network_does_not_see(call, home, tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(home / "pruned", tmp_path / "copy")
+    three_channels(tmp_path / "copy")
+    done = call(line)
+    assert_refused(done, "")
+    assert "copy is unusable: it sees images of 1 channels and its configuration makes them of 3; take" in done.err
     assert not (tmp_path / "new").exists()
 
 
