@@ -407,6 +407,12 @@ def test_channels_pass_through_everyday_functions(use: Any) -> None:
     assert unit(graph, "0") == unit(graph, "1", 0) == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_numbers_of_every_precision_are_known(dtype: Any) -> None:
+    graph = trace_of(lambda w, x: jax.nn.relu((x @ w[0] * w[1][None]).astype(dtype)) @ w[2], (3, 4), (4,), (4, 2))
+    assert graph.exact.all()
+
+
 def test_channels_that_are_unstacked_stay() -> None:
     graph = trace_of(lambda w, x: jnp.stack(jnp.unstack(x @ w[0], axis=1), axis=1) @ w[1], (3, 4), (4, 2))
     assert graph.num_units == 0

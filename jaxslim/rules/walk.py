@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax import dtypes
 from jax.extend import core
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -63,7 +64,8 @@ class Walk:
 
     def constant(self, value: Any) -> Value:
         fixed = self.fixed(np.shape(value))
-        number = not fixed.ids and np.result_type(value).kind in "biuf"
+        kind = np.result_type(value)
+        number = not fixed.ids and (kind.kind in "biuf" or dtypes.issubdtype(kind, np.floating))  # bfloat16 is a "V"
         return fixed._replace(const=float(value)) if number else fixed
 
     def follow(self, jaxpr: Any, args: list[Value]) -> list[Value]:
