@@ -238,7 +238,8 @@ def _training_batches(loaded: Any, path: Path, count: int, data_dir: str | None)
 
 def tolerance(module: Any) -> float:
     """Largest `difference` that float noise explains in the precision that `module` computes in."""
-    return 0.05 if getattr(module, "dtype", None) == jnp.bfloat16 else 1e-4
+    dtype = getattr(module, "dtype", None)
+    return max(1e-4, 6.4 * float(jnp.finfo(jnp.float32 if dtype is None else dtype).eps))
 
 
 def show(pruned: Pruned, meta: dict[str, Any]) -> None:

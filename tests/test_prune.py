@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -107,6 +108,18 @@ def test_a_module_that_cannot_be_resized_says_how() -> None:
     variables = jax.tree.map(lambda leaf: np.arange(leaf.size, dtype=np.float32).reshape(leaf.shape), variables)
     with pytest.raises(jaxslim.InputError, match=r"Plain does not say how .*: give it a method resized\(variables\)"):
         jaxslim.prune(Plain(), variables, 0.5, images())
+
+
+def test_networks_of_every_precision_are_cut(tmp_path: Path) -> None:
+    command = importlib.import_module("jaxslim.prune")
+    for dtype, tolerance in ((None, 1e-4), (jnp.float32, 1e-4), (jnp.float16, 6.25e-3), (jnp.bfloat16, 0.05)):
+        module, variables = vgg()
+        module = module.clone(dtype=dtype)
+        jaxslim.save(tmp_path / str(dtype), module, variables, {"image_shape": [8, 8, 3]})
+        _, meta = command.save_cut(tmp_path / str(dtype), tmp_path / f"{dtype}-cut", 0.5)
+        assert meta["check"]["exact"]
+        assert command.tolerance(module) == pytest.approx(tolerance)
+    assert command.tolerance(Maxout(8)) == 1e-4
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
