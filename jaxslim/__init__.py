@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxslim import lowering as lowering
     from jaxslim.absorption import absorb as absorb
     from jaxslim.channels import ChannelGraph as ChannelGraph
     from jaxslim.channels import trace as trace
@@ -47,12 +48,14 @@ _HOMES = {
     "surgery": ("cut", "zero"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = sorted(_HOME_OF)
+__all__ = sorted([*_HOME_OF, "lowering"])
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("jaxslim")
+    if name == "lowering":
+        return importlib.import_module("jaxslim.lowering")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'jaxslim' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"jaxslim.{_HOME_OF[name]}"), name)

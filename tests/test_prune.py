@@ -228,6 +228,10 @@ def test_importing_the_package_imports_none_of_the_heavy_ones() -> None:
     assert python(f"import sys, jaxslim; print([name for name in {heavy} if name in sys.modules])") == "[]"
 
 
+def test_lowering_is_there_without_being_imported() -> None:
+    assert python("import jaxslim; print('lowering' in dir(jaxslim), jaxslim.lowering.conv.__name__)") == "True conv"
+
+
 def test_the_submodule_prune_can_be_called_like_the_function() -> None:
     assert (
         python(
