@@ -1,5 +1,6 @@
 """What the commands share: reading arguments, and turning errors into one message and an exit code."""
 
+import io
 import logging
 import os
 import runpy
@@ -34,6 +35,8 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         sys.unraisablehook = _heard
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="orbax")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be of the terminal's encoding
     try:
         _interruptible(main, sys.argv[1:] if argv is None else argv)
     except InputError as error:

@@ -97,12 +97,13 @@ def write(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
         ("scales.png", plots.scales(report)),
     )
     pictures = {name: png for name, png in drawn if png is not None}
-    files = {"report.md": tables.markdown(report, pictures).encode()}
+    files = {"report.md": tables.markdown(report, pictures).encode(errors="backslashreplace")}
     if report.stages:
         files["pipeline.csv"] = _csv([dataclasses.asdict(stage) for stage in report.stages])
     if report.sweep:
         files["sweep.csv"] = _csv([_flat(row) for row in report.sweep])
-    files["report.json"] = json.dumps(_plain(_record(report)), indent=2, ensure_ascii=False, allow_nan=False).encode()
+    record = json.dumps(_plain(_record(report)), indent=2, ensure_ascii=False, allow_nan=False)
+    files["report.json"] = record.encode(errors="backslashreplace")
     files |= pictures
     return [write_whole(folder / name, content) for name, content in files.items()]
 

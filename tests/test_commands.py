@@ -21,6 +21,7 @@ import jaxslim
 from jaxslim import checkpoint, cli, evaluate
 from jaxslim import train as train_command
 from jaxslim.config import DIGITS, TrainConfig
+from jaxslim.loop import train
 
 HOME = Path(__file__).resolve().parents[1]
 prune_command = sys.modules.get("jaxslim.prune") or importlib.import_module("jaxslim.prune")
@@ -53,8 +54,9 @@ def flat(text):
     return " ".join(re.sub("[╭╮╰╯│─]|-{9,}", " ", text).split())
 
 
-def python(*argv, cwd):
-    return subprocess.run([sys.executable, *map(str, argv)], cwd=cwd, capture_output=True, text=True, timeout=300)
+def python(*argv, cwd, **variables):
+    words, environment = [sys.executable, *map(str, argv)], os.environ | variables
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def options(config):
@@ -76,7 +78,7 @@ def home(tmp_path_factory):
     config = tiny(folder, workdir=str(folder / "sparse"), epochs=2)
     fields = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(config).items())
     (folder / "config.py").write_text(f"from jaxslim.config import TrainConfig\nconfig = TrainConfig({fields})\n")
-    importlib.import_module("jaxslim.loop").train(config)
+    train(config)
     prune_command.save_cut(folder / "sparse", folder / "pruned", 0.5)
     return folder
 
@@ -428,6 +430,15 @@ def test_evaluate_in_a_process_of_its_own(home):
     assert found["MACs"] == "6,936 multiply-accumulates an image"
     assert re.search(r"latency +\d+\.\d\d ms for 1 image", done.stdout)
     assert re.search(r"latency +\d+\.\d\d ms for 64 image", done.stdout)
+
+
+@pytest.mark.parametrize("script", [["-m", "jaxslim.evaluate"], [HOME / "scripts" / "ratio_sweep.py", "--ratios", 0.5]])
+def test_a_data_set_whose_name_is_not_utf8(home, tmp_path, script):
+    dataset = tmp_path / os.fsdecode(b"d\xff.npz")
+    train(tiny(tmp_path, dataset=write_data(dataset), epochs=1))
+    done = python(*script, "run", cwd=tmp_path, PYTHONIOENCODING="utf-8:strict")
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert "d\\udcff.npz" in done.stdout
 
 
 def test_evaluate_a_pruned_network(call, home):
