@@ -19,6 +19,11 @@ class StoppedError(RuntimeError):
         """Whether the state where it stopped could be saved."""
 
 
+def quoted(value: object) -> str:
+    """What the user gave, short enough and on one line, to stand in a message; arrays have many."""
+    return " ".join(repr(value).split())[:60]
+
+
 def first_line(error: BaseException) -> str:
     """The first line of somebody else's error, short enough to stand in a message of ours."""
     return [*str(error).strip().splitlines(), type(error).__name__][0][:200]

@@ -15,7 +15,7 @@ from jaxslim.channels import ChannelGraph, trace
 from jaxslim.cli import check_out, run
 from jaxslim.cost import count
 from jaxslim.errors import InputError, first_line
-from jaxslim.selection import Plan, plan
+from jaxslim.selection import Plan, check_switch, plan
 from jaxslim.sparsity import bn_scales
 from jaxslim.surgery import cut, zero
 
@@ -47,10 +47,11 @@ def prune(
       `Pruned(module, variables, plan)`.
 
     Raises:
-      InputError: as `plan` and `cut`, or the module cannot be resized.
+      InputError: as `plan` and `cut`, `absorb` is no bool, or the module cannot be resized.
     """
     if not hasattr(module, "apply"):
         raise InputError(f"The module is of type {type(module).__name__}; pass a Linen module, as load(path) gives.")
+    check_switch("absorb", absorb)
     graph = trace(module.apply, variables, images)
     chosen = plan(graph, bn_scales(variables), ratio, **options)
     if absorb:
@@ -179,6 +180,7 @@ def save_cut(
 
     if recalibrate < 0:
         raise InputError(f"recalibrate is {recalibrate}; it must be a number of batches, 0 or more.")
+    check_switch("absorb", absorb)
     check_out(Path(out))
     path = checkpoint.find(path)
     module, variables, meta = loaded = checkpoint.load(path)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxslim.channels import ChannelGraph, leaf_paths
-from jaxslim.errors import InputError
+from jaxslim.errors import InputError, quoted
 
 
 class Layer(NamedTuple):
@@ -79,11 +79,12 @@ def plan(
       InputError: arguments out of range, scores that fit no parameter or are not numbers, an unknown layer in `leave`,
         or a ratio that cannot be met; the message names the largest that can.
     """
-    _check_arguments(ratio, min_channels, threshold, max_layer_ratio, multiple_of)
+    _check_arguments(ratio, min_channels, threshold, max_layer_ratio, multiple_of, reference_ties)
     if not isinstance(graph, ChannelGraph):
         raise InputError(f"The graph is of type {type(graph).__name__}; pass what jaxslim.trace gave.")
-    if isinstance(leave, str) or not isinstance(leave, Collection):
-        raise InputError(f"leave is {leave!r}; it must hold names of layers, for example ('bn0',).")
+    names = isinstance(leave, Collection) and not isinstance(leave, str)
+    if not names or not all(isinstance(name, str) for name in leave):
+        raise InputError(f"leave is {quoted(leave)}; it must hold names of layers, for example ('bn0',).")
     layers = _layers(graph, scores)
     score = np.full(graph.num_units + 1, -math.inf)
     for _, units, values in layers:
@@ -131,23 +132,38 @@ def plan(
 
 
 def _check_arguments(
-    ratio: float | None, min_channels: int, threshold: float | None, max_layer_ratio: float, multiple_of: int
+    ratio: float | None,
+    min_channels: int,
+    threshold: float | None,
+    max_layer_ratio: float,
+    multiple_of: int,
+    reference_ties: bool,
 ) -> None:
     if (ratio is None) == (threshold is None):
         raise InputError("Give either a ratio or a threshold, for example a ratio of 0.7.")
     if ratio is not None and not (_is_number(ratio) and 0 <= ratio < 1):
-        raise InputError(f"The ratio is {ratio!r}; it must lie in [0, 1): 0.7 cuts 70 % of the channels.")
+        raise InputError(f"The ratio is {quoted(ratio)}; it must lie in [0, 1): 0.7 cuts 70 % of the channels.")
     if threshold is not None and not (_is_number(threshold) and threshold >= 0):
-        raise InputError(f"The threshold is {threshold!r}; it must be a number of at least 0, for example 0.01.")
+        raise InputError(f"The threshold is {quoted(threshold)}; it must be a number of at least 0, for example 0.01.")
     if not (_is_number(max_layer_ratio) and 0 < max_layer_ratio <= 1):
-        raise InputError(f"max_layer_ratio is {max_layer_ratio!r}; it must be a share in (0, 1], for example 0.5.")
+        given = quoted(max_layer_ratio)
+        raise InputError(f"max_layer_ratio is {given}; it must be a share in (0, 1], for example 0.5.")
+    check_switch("reference_ties", reference_ties)
+    if reference_ties and ratio is None:
+        raise InputError("reference_ties is a rule for a ratio; leave it out with a threshold.")
     for name, value in (("min_channels", min_channels), ("multiple_of", multiple_of)):
         if not _is_number(value, "iu"):
-            raise InputError(f"{name} is {value!r}; it must be an integer.")
+            raise InputError(f"{name} is {quoted(value)}; it must be an integer.")
         if value < 1:
-            raise InputError(f"{name} is {value}; it must be at least 1.")
+            raise InputError(f"{name} is {quoted(value)}; it must be at least 1.")
         if value >= 2**31:
-            raise InputError(f"{name} is {value}; it must be below 2147483648.")
+            raise InputError(f"{name} is {quoted(value)}; it must be below 2147483648.")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Refuse what is neither true nor false, such as an array with one for each layer."""
+    if not _is_number(value, "b"):
+        raise InputError(f"{name} is {quoted(value)}; it must be True or False.")
 
 
 def _is_number(value: Any, kinds: str = "iuf") -> bool:
@@ -169,7 +185,7 @@ def _layers(graph: ChannelGraph, scores: Any) -> _Layers:
         try:
             values = np.asarray(value, np.float64)
         except (TypeError, ValueError):
-            raise InputError(f"The scores {name} are {value!r:.60}; give numbers.") from None
+            raise InputError(f"The scores {name} are {quoted(value)}; give numbers.") from None
         if not shape or values.shape not in (shape, shape[-1:]):
             raise InputError(f"The scores {name} have shape {values.shape}; the parameter has shape {shape}.")
         if np.isnan(values).any():
@@ -189,7 +205,7 @@ def _safe(
     unknown = sorted(set(leave) - {name for name, *_ in layers})
     if unknown:
         names = ", ".join(name for name, *_ in layers)
-        raise InputError(f"There is no layer {unknown[0]} to leave alone; the layers are {names}.")
+        raise InputError(f"There is no layer {unknown[0]:.60} to leave alone; the layers are {names}.")
     safe = np.zeros(len(rank), bool)
     for name, units, _ in layers:
         best_first = units[np.argsort(-rank[units], kind="stable")]

@@ -165,6 +165,10 @@ COMMAND_LINES = {
     ),
     "no out": ("prune sparse --ratio 0.5", "Missing from python -m jaxslim.prune: --out STR"),
     "no ratio": ("prune sparse --out new", "Give either a ratio or a threshold, for example a ratio of 0.7."),
+    "ties of a threshold": (
+        "prune sparse --out new --threshold 0.1 --reference-ties",
+        "reference_ties is a rule for a ratio; leave it out with a threshold.",
+    ),
     "ratio and threshold": (
         "prune sparse --out new --ratio 0.5 --threshold 0.1",
         "Give either a ratio or a threshold, f",
@@ -830,6 +834,46 @@ CALLS = {
     "plan a threshold in quotes": (
         lambda n: jaxslim.plan(n.graph, n.scores, None, threshold="0.1"),
         "The threshold is '0.1'; it must be a number of at least 0",
+    ),
+    "plan by many ratios": (
+        lambda n: jaxslim.plan(n.graph, n.scores, np.full((9, 9), 0.5)),
+        "The ratio is array([[0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], [0.5, ; it must lie in [0, 1): ",
+    ),
+    "plan by many thresholds": (
+        lambda n: jaxslim.plan(n.graph, n.scores, None, threshold=np.arange(999.0)),
+        "The threshold is array([ 0., 1., 2., 3., 4., 5.",
+    ),
+    "plan shares of layers": (
+        lambda n: jaxslim.plan(n.graph, n.scores, 0.5, max_layer_ratio=np.full((9, 9), 0.5)),
+        "max_layer_ratio is array([[0.5",
+    ),
+    "plan channels of layers": (
+        lambda n: jaxslim.plan(n.graph, n.scores, 0.5, np.ones((9, 9), int)),
+        "min_channels is array([[1",
+    ),
+    "plan to leave numbers": (
+        lambda n: jaxslim.plan(n.graph, n.scores, 0.5, leave=np.ones((9, 9))),
+        "leave is array([[1",
+    ),
+    "plan to leave a long name": (
+        lambda n: jaxslim.plan(n.graph, n.scores, 0.5, leave=["x" * 999]),
+        f"There is no layer {'x' * 60} to leave alone; the layers are bn0, bn1.",
+    ),
+    "plan ties of a threshold": (
+        lambda n: jaxslim.plan(n.graph, n.scores, None, threshold=0.1, reference_ties=True),
+        "reference_ties is a rule for a ratio; leave it out with a threshold.",
+    ),
+    "plan many ties": (
+        lambda n: jaxslim.plan(n.graph, n.scores, 0.5, reference_ties=np.ones(2, bool)),
+        "reference_ties is array([ True, True]); it must be True or False.",
+    ),
+    "plan ties in quotes": (
+        lambda n: jaxslim.plan(n.graph, n.scores, 0.5, reference_ties="no"),
+        "reference_ties is 'no'; it must be True or False.",
+    ),
+    "prune and absorb by layer": (
+        lambda n: jaxslim.prune(n.module, n.variables, 0.5, n.images, absorb=np.ones(2, bool)),
+        "absorb is array([ True, True]); it must be True or False.",
     ),
     "plan half a channel": (
         lambda n: jaxslim.plan(n.graph, n.scores, 0.5, 1.5),
