@@ -37,7 +37,8 @@ class ChannelGraph:
     """bool (num_units + 1,): whether zeroing the vectors of a unit gives the same outputs as cutting the unit out, in a
     network that does not compute with its widths as numbers."""
     opaque: tuple[str, ...]
-    """Primitives that no rule follows; every channel that reached one is fixed."""
+    """Primitives that fixed a channel, since no rule follows it through them. A channel that meets an array which is no
+    parameter is fixed too, and nothing is named."""
 
     def find(self, path: Path) -> int | None:
         """Number of the leaf that `path` names, or None.

@@ -45,7 +45,7 @@ def test_figures_of_the_reproduction_are_those_of_its_report():
     command = re.search(r"^    (python scripts/reproduce.py .*--width.*)$", section, re.M)[1]
     assert f"- command: {command}\n" in report
     results = json.loads((ROOT / ".github" / "reproduction" / "results.json").read_text())
-    for number in re.findall(r"\d\d\.\d\d(?= %)", section):  # in the text
+    for number in re.findall(r"\d\d\.\d\d(?=\s+%)", section):  # in the text
         found = {f"{100 * value:.2f}" for seed in results for value in _accuracies(seed)}
         assert number in found, number
 
@@ -56,10 +56,14 @@ def _accuracies(seed):
 
 
 def test_commands_take_the_flags_that_are_named():
-    rooms = {"train": "config", "prune": "prune", "evaluate": "evaluate"}
-    assert "python -m jaxslim.train" in README
-    for command, flags in re.findall(r"`python -m jaxslim\.(\w+)([^`]*)`", README):
-        fields = re.findall(r"^    (\w+):", (ROOT / f"jaxslim/{rooms[command]}.py").read_text(), re.M)
-        for flag in (word for word in shlex.split(flags) if word.startswith("--")):
-            name = flag[2:].replace("-", "_")
-            assert flag == "--help" or {name, name.removeprefix("no_")} & set(fields), f"{command} has no {flag}"
+    homes = {"-m jaxslim.train": "jaxslim/config.py"}
+    command = r"python (-m jaxslim\.\w+|scripts/\w+\.py)"
+    ticked, blocks = re.findall(f"`{command}([^`]*)`", README), re.findall(f"^    {command}(.*)$", README, re.M)
+    assert len(ticked) > 6
+    assert len(blocks) > 4
+    for name, flags in (*ticked, *blocks):
+        home = homes.get(name, name.replace("-m jaxslim.", "jaxslim/").removesuffix(".py") + ".py")
+        fields = re.findall(r"^    (\w+):", (ROOT / home).read_text(), re.M)
+        for flag in (word for word in shlex.split(flags, comments=True) if word.startswith("--")):
+            field = flag[2:].replace("-", "_")
+            assert flag == "--help" or {field, field.removeprefix("no_")} & set(fields), f"{name} has no {flag}"
