@@ -916,9 +916,15 @@ CALLS = {
     ),
     "apply to an image": (lambda n: n.module.apply(n.variables, n.images[0]), "The images have shape (8, 8, 1); pass "),
     "a model's name as widths": (
-        lambda n: jaxslim.VGG("vgg11").init(jax.random.key(0), n.images),
+        lambda n: jaxslim.VGG("vgg11"),
         "widths is 'vgg11'; give channels and \"M\" for poolings, or use jaxslim.vgg11().",
     ),
+    "no widths": (lambda n: jaxslim.VGG(None), "widths is None; give channels and"),
+    "a width of none": (lambda n: jaxslim.VGG((8, 0)), "widths hold 0; each must be a positive number of channels or"),
+    "half a channel": (lambda n: n.module.clone(widths=(8, 2.5)), "widths hold 2.5; each must be a positive number"),
+    "a small m": (lambda n: jaxslim.VGG((8, "m")), "widths hold 'm'; each must be a positive number of channels or"),
+    "no classes": (lambda n: jaxslim.VGG((8,), 0), "num_classes is 0; it must be an integer of at least 1."),
+    "names as classes": (lambda n: jaxslim.VGG((8,), ["a"]), "num_classes is ['a']; it must be an integer of at least"),
     "resize by params": (
         lambda n: n.module.resized(n.variables["params"]),
         "The variables are not of this VGG ('params'); pass all that its init returned.",
@@ -1024,8 +1030,8 @@ CALLS = {
         "The meta cannot be written as JSON (Object of type set is not JSON serializable); use numbers, strings,",
     ),
     "save an odd module": (
-        lambda n: jaxslim.save(n.home / "new", n.module.clone(widths=(print,)), n.variables),
-        "The module's field widths holds <built-in function print>, which a checkpoint cannot describe; use numbers, ",
+        lambda n: jaxslim.save(n.home / "new", n.module.clone(dtype=print), n.variables),
+        "The module's field dtype holds <built-in function print>, which a checkpoint cannot describe; use numbers, ",
     ),
     "save under a name with a zero byte": (
         lambda n: jaxslim.save(n.home / "a\0b", n.module, n.variables),

@@ -2,15 +2,16 @@
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from jaxslim import lowering
-from jaxslim.errors import InputError
+from jaxslim.errors import InputError, quoted
 
 
 class VGG(nn.Module):
@@ -30,12 +31,23 @@ class VGG(nn.Module):
     dtype: Any = jnp.float32
     """Precision of the computation; parameters are float32."""
 
+    def __post_init__(self) -> None:
+        widths = self.widths
+        if isinstance(widths, str) or not isinstance(widths, Collection):
+            raise InputError(f'widths is {quoted(widths)}; give channels and "M" for poolings, or use jaxslim.vgg11().')
+        for width in widths:
+            if width != "M" and not _is_count(width):
+                raise InputError(
+                    f'widths hold {quoted(width)}; each must be a positive number of channels or "M" for pooling.'
+                )
+        if not _is_count(self.num_classes):
+            raise InputError(f"num_classes is {quoted(self.num_classes)}; it must be an integer of at least 1.")
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         if len(shape := getattr(images, "shape", ())) != 4:
             raise InputError(f"The images have shape {shape}; pass an array (n, height, width, channels).")
-        if isinstance(self.widths, str):
-            raise InputError(f'widths is {self.widths!r}; give channels and "M" for poolings, or use jaxslim.vgg11().')
         x = images
         layer = 0
         for width in self.widths:
@@ -80,6 +92,10 @@ class VGG(nn.Module):
             raise InputError(
                 f"The variables are not of this VGG ({error}); pass all that its init returned."
             ) from error
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 1 <= int(value) < 2**31
 
 
 def max_pool(x: jax.Array) -> jax.Array:
