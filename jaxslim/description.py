@@ -92,8 +92,9 @@ def build(meta: Mapping[str, Any], module_type: type | None = None) -> Any:
         )
     try:
         return make(**{field: _decode(value) for field, value in fields.items()})
-    except (KeyError, TypeError) as error:
-        raise InputError(f"The checkpoint's {name} cannot be built from its fields: {error}.") from error
+    except (KeyError, TypeError, InputError) as error:
+        reason = str(error).rstrip(".")
+        raise InputError(f"The checkpoint's {name} cannot be built from its fields: {reason}.") from error
 
 
 def arrays(meta: Mapping[str, Any]) -> dict[str, Any]:
