@@ -112,7 +112,10 @@ METAS = {
     "array type": (lambda meta: meta["variables"].update(a=[[3], "zzz"]), "is damaged: its meta describes no arrays"),
     "array shape": (lambda meta: meta["variables"].update(a=[[-3], "int8"]), "no arrays (a has the shape [-3])"),
     "widths": (lambda meta: meta["module"]["fields"].update(widths=[7]), "do not fit each other"),
-    "no widths": (lambda meta: meta["module"]["fields"].update(widths=None), "cannot be built from its fields: widths is None;"),
+    "no widths": (
+        lambda meta: meta["module"]["fields"].update(widths=None),
+        "cannot be built from its fields: widths is None;",
+    ),
     "classes": (lambda meta: meta["module"]["fields"].update(num_classes=77), "do not fit each other"),
     "image shape": (lambda meta: meta.update(image_shape=7), "do not fit each other"),
 }
