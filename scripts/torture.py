@@ -180,7 +180,7 @@ def _compare(one: Path, other: Path) -> None:
 
 
 def _damages(whole: Path, copy: Path, rng: np.random.Generator) -> Iterator[str]:
-    """Copies of a checkpoint with one file flipped, cut short, deleted, swapped or added; gives the file's name."""
+    """Copies of a checkpoint with a file flipped, cut, deleted, swapped or added, or a folder deleted; its name."""
     files = [file for file in sorted(whole.rglob("*")) if file.is_file() and file.stat().st_size]
     for file in files:
         content = file.read_bytes()
@@ -202,6 +202,11 @@ def _damages(whole: Path, copy: Path, rng: np.random.Generator) -> Iterator[str]
         added = file.relative_to(whole).with_name("added")
         (copy / added).write_bytes(content)
         yield added.as_posix()
+    for place in sorted(path for path in whole.rglob("*") if path.is_dir()):
+        shutil.rmtree(copy)
+        shutil.copytree(whole, copy)
+        shutil.rmtree(copy / place.relative_to(whole))
+        yield f"{place.relative_to(whole).as_posix()}/"
 
 
 def _damage(whole: Path, folder: Path, rng: np.random.Generator) -> int:
@@ -218,13 +223,24 @@ def _damage(whole: Path, folder: Path, rng: np.random.Generator) -> int:
 
 
 def _go_on(config: Path, whole: Path, folder: Path) -> int:
-    """Damage the latest checkpoint of a run; training falls back to the one before and ends alike."""
-    victim = folder / "damaged"
-    shutil.copytree(whole, victim)
-    (victim / "checkpoints" / str(EPOCHS) / "checksums.json").write_text("{")
-    _finish(config, victim)
-    _compare(victim, whole)
-    return 1
+    """Damage the latest checkpoint of a run; training falls back to one before and ends alike."""
+
+    def replace(latest: Path) -> None:
+        shutil.rmtree(latest)
+        shutil.copytree(latest.with_name(str(EPOCHS - 1)), latest)
+
+    ways: list[Callable[[Path], object]] = [
+        lambda latest: (latest / "checksums.json").write_text("{"),
+        lambda latest: shutil.rmtree(latest / "meta"),
+        replace,
+    ]
+    for number, spoil in enumerate(ways):
+        victim = folder / f"damaged{number}"
+        shutil.copytree(whole, victim)
+        spoil(victim / "checkpoints" / str(EPOCHS))
+        _finish(config, victim)
+        _compare(victim, whole)
+    return len(ways)
 
 
 # Rubbish
