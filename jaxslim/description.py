@@ -1,22 +1,27 @@
-"""What a checkpoint says in JSON about its network, and the network that is built from that again."""
+"""What a checkpoint says in JSON about its network and its data, and what is built from that again."""
 
 import contextlib
 import dataclasses
 import datetime
+import math
 import platform
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxslim.config import TrainConfig
 from jaxslim.errors import InputError
 from jaxslim.models import VGG
 from jaxslim.sealing import digest
 
 FORMAT = 1
+MAX_NUMBERS = 2**24
+"""Most that an image may hold."""
 _PACKAGES = ("jaxslim", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _MODULES = {f"{VGG.__module__}.{VGG.__qualname__}": VGG}
 
@@ -148,3 +153,42 @@ def _decode(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_decode(item) for item in value)
     return np.dtype(value["dtype"]) if isinstance(value, dict) else value
+
+
+def training_config(meta: dict[str, Any], **changes: Any) -> TrainConfig:
+    """The configuration that a checkpoint was trained with, with the changes that are not None."""
+    try:
+        return TrainConfig(
+            **{**meta["config"], **{name: value for name, value in changes.items() if value is not None}}
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"The checkpoint names no training configuration ({error}); jaxslim.train writes one."
+        ) from None
+
+
+def check_image_shape(meta: dict[str, Any], path: str | Path) -> None:
+    """Refuse an `image_shape` that is none, or of images so large that a batch of them fits nowhere."""
+    shape = meta.get("image_shape", [1, 1, 1])
+    whole = isinstance(shape, list) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)
+    if not whole or math.prod(shape) > MAX_NUMBERS:
+        raise InputError(
+            f"{path} is unusable: its image_shape is {shape!r:.60}, not three whole numbers of at least 1 with a "
+            f"product of at most {MAX_NUMBERS}; take another checkpoint."
+        )
+
+
+def check_images(loaded: Any, images: Any, path: str | Path) -> None:
+    """Refuse a data set of other channels than the network sees, or with other classes than it tells apart."""
+    channels = images.test_images.shape[-1]
+    if (seen := loaded.meta.get("image_shape", [channels])[-1]) != channels:
+        raise InputError(
+            f"{path} is unusable: it sees images of {seen} channels and its configuration makes them of {channels}; "
+            "take another checkpoint."
+        )
+    classes = getattr(loaded.module, "num_classes", len(images.class_names))
+    if classes != len(images.class_names):
+        raise InputError(
+            f"{path} tells {classes} classes apart and {images.name} has "
+            f"{len(images.class_names)}; give the data set it was trained on with --dataset."
+        )

@@ -1,19 +1,13 @@
 """Measure a checkpoint: `python -m jaxslim.evaluate CHECKPOINT`."""
 
 import dataclasses
-import math
 import time
-from pathlib import Path
 from typing import Any
 
 import tyro
 
 from jaxslim.cli import run
-from jaxslim.config import TrainConfig
 from jaxslim.errors import InputError
-
-MAX_NUMBERS = 2**24
-"""Most that an image may hold."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +33,7 @@ def main(argv: list[str]) -> None:
 
     from jaxslim import checkpoint, data, steps
     from jaxslim.cost import count
+    from jaxslim.description import check_image_shape, check_images, training_config
     from jaxslim.sealing import digest
 
     path = checkpoint.find(options.checkpoint)
@@ -68,45 +63,6 @@ def main(argv: list[str]) -> None:
     )
     for line in lines:
         print(line)
-
-
-def training_config(meta: dict[str, Any], **changes: Any) -> TrainConfig:
-    """The configuration that a checkpoint was trained with, with the changes that are not None."""
-    try:
-        return TrainConfig(
-            **{**meta["config"], **{name: value for name, value in changes.items() if value is not None}}
-        )
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"The checkpoint names no training configuration ({error}); jaxslim.train writes one."
-        ) from None
-
-
-def check_image_shape(meta: dict[str, Any], path: str | Path) -> None:
-    """Refuse an `image_shape` that is none, or of images so large that a batch of them fits nowhere."""
-    shape = meta.get("image_shape", [1, 1, 1])
-    whole = isinstance(shape, list) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)
-    if not whole or math.prod(shape) > MAX_NUMBERS:
-        raise InputError(
-            f"{path} is unusable: its image_shape is {shape!r:.60}, not three whole numbers of at least 1 with a "
-            f"product of at most {MAX_NUMBERS}; take another checkpoint."
-        )
-
-
-def check_images(loaded: Any, images: Any, path: str | Path) -> None:
-    """Refuse a data set of other channels than the network sees, or with other classes than it tells apart."""
-    channels = images.test_images.shape[-1]
-    if (seen := loaded.meta.get("image_shape", [channels])[-1]) != channels:
-        raise InputError(
-            f"{path} is unusable: it sees images of {seen} channels and its configuration makes them of {channels}; "
-            "take another checkpoint."
-        )
-    classes = getattr(loaded.module, "num_classes", len(images.class_names))
-    if classes != len(images.class_names):
-        raise InputError(
-            f"{path} tells {classes} classes apart and {images.name} has "
-            f"{len(images.class_names)}; give the data set it was trained on with --dataset."
-        )
 
 
 def latencies(module: Any, variables: Any, shape: tuple[int, ...], batches: tuple[int, ...] = (1, 64)) -> Any:

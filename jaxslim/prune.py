@@ -176,7 +176,7 @@ def save_cut(
         went is exact.
     """
     from jaxslim import checkpoint
-    from jaxslim.evaluate import check_image_shape
+    from jaxslim.description import check_image_shape
 
     if recalibrate < 0:
         raise InputError(f"recalibrate is {recalibrate}; it must be a number of batches, 0 or more.")
@@ -230,7 +230,7 @@ def save_cut(
 
 def _training_batches(loaded: Any, path: Path, count: int, data_dir: str | None) -> list[Any]:
     from jaxslim import data, steps
-    from jaxslim.evaluate import check_images, training_config
+    from jaxslim.description import check_images, training_config
 
     config = training_config(loaded.meta, data_dir=data_dir)
     images = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)

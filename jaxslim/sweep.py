@@ -20,8 +20,8 @@ from jaxslim.channels import trace
 from jaxslim.checkpoint import Loaded, find, load, parent, read_meta
 from jaxslim.config import RATIOS, TrainConfig
 from jaxslim.cost import count
+from jaxslim.description import check_image_shape, check_images, training_config
 from jaxslim.errors import InputError
-from jaxslim.evaluate import check_image_shape, check_images, training_config
 from jaxslim.loop import train
 from jaxslim.prune import Options, Pruned, apply_plan, difference, save_cut, tolerance
 from jaxslim.recalibration import recalibrator

@@ -696,7 +696,7 @@ RUNS = {
         lambda run: (run / "config.json").unlink(),
         "{copy} holds other files and no run; choose anot",
     ),
-    "folder for its file": (folder_for_file("config.json"), "{copy}/config.json: Is a directory. Check that the place"),
+    "folder for its file": (folder_for_file("config.json"), "{copy}/config.json is no file; choose another --workdir."),
     "file for its folder": (file_for_folder, "{copy}/checkpoints is a file and no folder; choose another --workdir."),
     "all damaged": (no_sums, "{copy}/checkpoints/2 is damaged: its checksums.json is missing; no other checkpoint of"),
     "no optimizer": (no_optimizer, "{copy}/checkpoints/1 is damaged: its optimizer cannot be read ("),

@@ -16,7 +16,7 @@ from test_commands import assert_one_message, invoke
 from test_loop import contents, rows, tiny
 
 import jaxslim
-from jaxslim import data, evaluate, steps
+from jaxslim import data, description, steps
 from jaxslim.errors import InputError
 from jaxslim.files import LOCK, locked
 from jaxslim.loop import train
@@ -47,7 +47,7 @@ def home(tmp_path_factory):
 def subject(home):
     """What `sweep` takes."""
     loaded = jaxslim.load(home / "sparse")
-    return loaded, evaluate.training_config(loaded.meta), data.load(str(home / "data.npz"), image_size=8, channels=1)
+    return loaded, description.training_config(loaded.meta), data.load(str(home / "data.npz"), image_size=8, channels=1)
 
 
 def really(loaded, images, ratio, **options):
