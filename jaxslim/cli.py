@@ -27,6 +27,10 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    if jax := sys.modules.get("jax"):  # which has read its variables already
+        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+        least = float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("jaxslim").setLevel(logging.INFO)
     for name in ("absl", "asyncio"):

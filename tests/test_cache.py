@@ -10,6 +10,7 @@ import pytest
 from jaxslim import train
 
 COMMAND = """
+{first}
 from jaxslim.cli import run
 
 
@@ -26,24 +27,31 @@ run(main, [])
 """
 
 
-def kept(tmp_path, *, hits=0, **variables):
+def kept(tmp_path, *, hits=0, first="", **variables):
     environment = {name: value for name, value in os.environ.items() if "_CACHE" not in name}
     environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **variables}
-    done = subprocess.run([sys.executable, "-c", COMMAND], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND.format(first=first)], env=environment, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{hits}\n", "")
     return list(tmp_path.rglob("*-cache"))
 
 
-def test_compiled_programs_are_kept_in_the_cache_folder(tmp_path):
-    files = kept(tmp_path)
+@pytest.mark.parametrize("first", ["", "import jax"])
+def test_compiled_programs_are_kept_in_the_cache_folder(tmp_path, first):
+    """When JAX is imported already, too, as by jaxslim.prune."""
+    files = kept(tmp_path, first=first)
     assert files
     assert {file.parent for file in files} == {tmp_path / "jaxslim" / "compiled"}
-    assert sorted(kept(tmp_path, hits=len(files))) == sorted(files)  # the second process compiles nothing
+    assert sorted(kept(tmp_path, hits=len(files), first=first)) == sorted(files)  # the second process compiles nothing
 
 
-def test_a_place_that_the_user_has_set_wins(tmp_path):
+@pytest.mark.parametrize("first", ["", "import jax"])
+def test_a_place_that_the_user_has_set_wins(tmp_path, first):
     elsewhere = tmp_path / "elsewhere"
-    assert {file.parent for file in kept(tmp_path, JAX_COMPILATION_CACHE_DIR=str(elsewhere))} == {elsewhere}
+    assert {file.parent for file in kept(tmp_path, first=first, JAX_COMPILATION_CACHE_DIR=str(elsewhere))} == {
+        elsewhere
+    }
 
 
 @pytest.mark.parametrize(("options", "expected"), [([], True), (["--no-compilation-cache"], False)])
