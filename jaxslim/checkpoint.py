@@ -164,7 +164,7 @@ def write(path: Path, variables: Any, meta: Mapping[str, Any], optimizer: Any = 
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from None
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    if _free(path) < sum(leaf.nbytes for leaf in jax.tree.leaves((variables, optimizer))):
+    if _free(path) < size(variables, optimizer):
         raise full
     temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:
@@ -183,6 +183,11 @@ def write(path: Path, variables: Any, meta: Mapping[str, Any], optimizer: Any = 
     finally:
         for rest in path.parent.glob(f"{temporary.name}*"):  # orbax writes beside it first
             shutil.rmtree(rest, ignore_errors=True)
+
+
+def size(variables: Any, optimizer: Any) -> int:
+    """Bytes that a checkpoint takes at most, but for its description."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves((variables, optimizer)))
 
 
 def _free(path: Path) -> int:
@@ -207,18 +212,18 @@ def _is_of_run(path: Path) -> bool:
 
 
 def fault(path: Path, *items: str) -> str | None:
-    """What is wrong with a checkpoint, or some of its items: damage, or a place that is not its own; None if nothing.
-
-    Raises:
-      InputError: its meta cannot be read.
-    """
+    """What is wrong with a checkpoint, or some of its items: damage, or a place not its own; None if nothing is."""
     if not _is_of_run(path):
         return damage(path, *items)
     if path.is_symlink():
         return "it is a symbolic link"
     if found := damage(path, *items):
         return found
-    epoch = read_meta(path).get("epoch")
+    try:
+        meta = _read(path, meta=ocp.args.JsonRestore()).meta
+    except Exception as error:  # as in `_restore`, whose message asks for the faults of other checkpoints
+        return f"its meta cannot be read ({first_line(error)})"
+    epoch = meta.get("epoch") if isinstance(meta, dict) else None
     return f"it is the checkpoint of epoch {epoch}" if isinstance(epoch, int) and epoch != int(path.name) else None
 
 
@@ -266,7 +271,7 @@ def damaged(path: Path, how: str) -> InputError:
     if path.parent.name == "checkpoints":
         run = path.parents[1]
         others = [epoch for epoch in finished(run) if epoch_folder(run, epoch) != path]
-        whole = [epoch for epoch in others if not _is_broken(epoch_folder(run, epoch))]
+        whole = [epoch for epoch in others if not fault(epoch_folder(run, epoch))]
         if whole:
             advice = f"take {path.parent / str(whole[-1])}, which is whole; training goes on from there by itself"
         else:
@@ -274,14 +279,14 @@ def damaged(path: Path, how: str) -> InputError:
     return InputError(f"{path} is damaged: {how}; {advice}.")
 
 
-def _is_broken(path: Path) -> bool:
-    return bool(damage(path)) or path.is_symlink()
+def _read(path: Path, **items: Any) -> Any:
+    with _checkpointer() as checkpointer:
+        return checkpointer.restore(path, args=ocp.args.Composite(**items))
 
 
 def _restore(path: Path, **items: Any) -> Any:
     try:
-        with _checkpointer() as checkpointer:
-            return checkpointer.restore(path, args=ocp.args.Composite(**items))
+        return _read(path, **items)
     except Exception as error:  # orbax and its storage raise many unrelated types for damaged files
         reason = first_line(error)
     _forget_unread_arrays()

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxslim.config import TrainConfig
 from jaxslim.errors import DivergedError, InputError, StoppedError, first_line
-from jaxslim.files import cache_folder
+from jaxslim.files import cache_folder, nearest
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
@@ -35,9 +35,9 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     logging.getLogger("jaxslim").setLevel(logging.INFO)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # orbax logs the errors, with tracebacks, that it raises
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _heard
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="orbax")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be of the terminal's encoding
@@ -108,7 +108,7 @@ def check_out(out: Path) -> None:
     Raises:
       InputError: a file is in its place, or it may not be written to.
     """
-    there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    there = nearest(out)
     if not there.is_dir():
         raise InputError(f"{out} cannot be a folder, since a file is in its place; choose another --out.")
     if not os.access(there, os.W_OK | os.X_OK):

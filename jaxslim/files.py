@@ -42,6 +42,16 @@ def flush(*paths: Path) -> None:
             os.close(number)
 
 
+def nearest(path: Path) -> Path:
+    """The path itself, or the first of its parents that exists."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what is damaged to a name of its own that ends in `.damaged`, and give that."""
+    return path.rename(path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged"))
+
+
 LOCK = ".lock"
 
 

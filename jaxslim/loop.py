@@ -5,9 +5,7 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +18,7 @@ from jaxslim import checkpoint, data, models, runs, steps
 from jaxslim.config import TrainConfig, check_widths
 from jaxslim.description import describe
 from jaxslim.errors import DivergedError, InputError, StoppedError
-from jaxslim.files import LOCK, UNFINISHED, check_path, flush, locked, write_whole
+from jaxslim.files import LOCK, UNFINISHED, check_path, flush, locked, set_aside, write_whole
 from jaxslim.processes import FILE, is_first, largest, wait
 from jaxslim.progress import Progress
 from jaxslim.sparsity import bn_scale_mask, scale_values
@@ -263,9 +261,7 @@ def keep_rows(file: Path, epochs: int) -> None:
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             rows.setdefault(int(json.loads(line)["epoch"]), line)
     if file.exists() and (lost := [str(epoch) for epoch in range(1, epochs + 1) if epoch not in rows]):
-        aside = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.damaged")
-        log.warning("%s lacks the rows of epoch %s; it is kept as %s.", file, ", ".join(lost), aside.name)
-        os.rename(file, aside)
+        log.warning("%s lacks the rows of epoch %s; it is kept as %s.", file, ", ".join(lost), set_aside(file).name)
     write_whole(file, b"".join(rows[epoch] + b"\n" for epoch in sorted(rows) if 1 <= epoch <= epochs))
 
 

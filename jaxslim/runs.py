@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
-from jaxslim.checkpoint import best, damaged, epoch_folder, fault, finished, read_meta, selection, write
+from jaxslim.checkpoint import best, damaged, epoch_folder, fault, finished, read_meta, selection, size, write
 from jaxslim.errors import InputError
-from jaxslim.files import UNFINISHED
+from jaxslim.files import UNFINISHED, nearest, set_aside
 from jaxslim.processes import is_first
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,8 @@ def check_room(run: Path, variables: Any, optimizer: Any) -> None:
     Raises:
       InputError: there is less room than a checkpoint takes.
     """
-    needed = sum(leaf.nbytes for leaf in jax.tree.leaves((variables, optimizer)))
-    there = next(place for place in (run, *run.parents) if place.exists())
+    needed = size(variables, optimizer)
+    there = nearest(run)
     free = shutil.disk_usage(there).free
     if free < needed:
         raise InputError(
@@ -166,7 +166,7 @@ def _replace_interrupted(run: Path) -> None:
 
 def _set_aside(path: Path, how: str, instead: Path) -> None:
     log.warning("%s is damaged: %s; going on from %s.", path, how, instead)
-    os.rename(path, path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged"))
+    set_aside(path)
 
 
 def _remove(path: Path) -> None:

@@ -163,10 +163,15 @@ def study(
 def machine() -> dict[str, str]:
     """Hardware and versions, for the notes of a report."""
     device = jax.devices()[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    hardware = f"{jax.device_count()} x {device.device_kind}" if device.platform != "cpu" else f"{cores} {_processor()}"
+    many = f"{jax.device_count()} x {device.device_kind}"
+    hardware = many if device.platform != "cpu" else f"{cores()} {_processor()}"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jaxslim", "jax", "flax", "optax"))
     return {"hardware": hardware, "versions": f"{versions}, Python {platform.python_version()}"}
+
+
+def cores() -> int:
+    """How many this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -1,7 +1,6 @@
 """The peer of `bench.py`: the same training and inference in PyTorch, on the kind of device that JAX runs on."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +12,10 @@ import torch
 
 def ready() -> bool:
     """Set PyTorch up for speed; whether it sees the kind of device that JAX runs on."""
+    from jaxslim.sweep import cores
+
     torch.backends.cudnn.benchmark = True
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(cores())
     return device() == "cpu" or torch.cuda.is_available()
 
 

@@ -555,7 +555,8 @@ def test_a_checkpoint_that_is_broken_or_not_in_its_place(tmp_path, whole, caplog
 def test_two_checkpoints_in_each_others_place(tmp_path, whole):
     shutil.copytree(whole.folder, tmp_path / "run")
     swap(tmp_path / "run" / "checkpoints")
-    with pytest.raises(InputError, match="checkpoints/4 is damaged: it is the checkpoint of epoch 3; "):
+    message = "checkpoints/4 is damaged: it is the checkpoint of epoch 3; no other checkpoint of its run is whole"
+    with pytest.raises(InputError, match=message):
         train(dataclasses.replace(whole.config, workdir=str(tmp_path / "run")))
 
 
