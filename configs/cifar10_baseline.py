@@ -5,6 +5,6 @@ Cost: 160 epochs of 50,000 images, 398.1 M multiply-accumulates each forward, ab
 Expected: 93.3 % (the PyTorch reference reports 93.26 %, foolwood's implementation of the same recipe 93.62 %).
 """
 
-from jaxslim.config import TrainConfig
+from jaxslim.training.config import TrainConfig
 
 config = TrainConfig(name="cifar10-baseline", dataset="cifar10", model="vgg19", epochs=160)

@@ -6,6 +6,6 @@ Expected at ratio 0.7: 93.6 % (foolwood's implementation reports 93.56 %, the Py
 epochs).
 """
 
-from jaxslim.config import TrainConfig
+from jaxslim.training.config import TrainConfig
 
 config = TrainConfig(name="cifar10-finetuned", dataset="cifar10", init_from="runs/cifar10-pruned", epochs=40)

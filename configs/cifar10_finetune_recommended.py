@@ -6,7 +6,7 @@ Expected at ratio 0.7: about the 93.6 % of a stepped rate or more, by what was m
 (README); at full size it is not yet run.
 """
 
-from jaxslim.config import TrainConfig
+from jaxslim.training.config import TrainConfig
 
 config = TrainConfig(
     name="cifar10-finetuned-recommended",

@@ -7,6 +7,6 @@ Expected: over 99 %.
 
 import dataclasses
 
-from jaxslim.config import DIGITS
+from jaxslim.training.config import DIGITS
 
 config = dataclasses.replace(DIGITS, name="digits-baseline", l1=0.0)

@@ -7,8 +7,8 @@ Expected at ratio 0.7: over 98 %.
 
 import dataclasses
 
-from jaxslim.config import DIGITS
+from jaxslim.training.config import DIGITS
 
 config = dataclasses.replace(
-    DIGITS, name="digits-finetuned", init_from="runs/digits-pruned", widths=None, epochs=12, l1=0.0
+    DIGITS, name="digits-finetuned", init_from="runs/digits-pruned", epochs=12, l1=0.0
 )

@@ -47,6 +47,19 @@ def nearest(path: Path) -> Path:
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
+def check_out(out: Path) -> None:
+    """Refuse an `--out` that cannot become a folder or be written to, before the work.
+
+    Raises:
+      InputError: a file is in its place, or it may not be written to.
+    """
+    there = nearest(out)
+    if not there.is_dir():
+        raise InputError(f"{out} cannot be a folder, since a file is in its place; choose another --out.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{there} cannot be written to; choose another --out.")
+
+
 def set_aside(path: Path) -> Path:
     """Rename what is damaged to a name of its own that ends in `.damaged`, and give that."""
     return path.rename(path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged"))

@@ -1,53 +1,7 @@
-"""Train a network: `python -m jaxslim.train [CONFIG] [--overrides]`."""
+"""`python -m jaxslim.train`, the same as `jaxslim train`."""
 
-import dataclasses
-from pathlib import Path
-
-from jaxslim.cli import load_config, run
-from jaxslim.config import DIGITS, TrainConfig
-from jaxslim.errors import InputError
-
-DESCRIPTION = """Train a network, with sparsity when --l1 is above 0; the same command continues a run that was stopped.
-
-Before the options a config file may stand, for example configs/cifar10_sparse.py; its values are then the defaults
-shown here. Without one, the handwritten digits that come with scikit-learn are trained with sparsity."""
-CIFAR_CONFIGS = "configs/cifar10_baseline.py, configs/cifar10_sparse.py, configs/cifar10_finetune.py"
-
-
-def main(argv: list[str]) -> None:
-    """The command: parse, then train."""
-    import tyro
-
-    named = bool(argv) and not argv[0].startswith("-")
-    if not named and any(word.endswith(".py") for word in argv):
-        raise InputError("The config comes before the options: python -m jaxslim.train CONFIG [--overrides].")
-    default = load_config(argv[0]) if named else DIGITS
-    if not named and any(word.split("=")[0] == "--init-from" for word in argv):
-        default = dataclasses.replace(DIGITS, name="digits-finetuned", widths=None, l1=0.0)
-    config = tyro.cli(
-        TrainConfig,
-        default=default,
-        args=argv[1:] if named else argv,
-        prog="python -m jaxslim.train [CONFIG]",
-        description=DESCRIPTION,
-    )
-    if not named:
-        images = "the built-in digits" if config.dataset == "digits" else config.dataset
-        how = "with" if config.l1 else "without"
-        print(f"No CONFIG given: training on {images} {how} sparsity. For CIFAR-10: {CIFAR_CONFIGS}", flush=True)
-
-    import jax
-
-    from jaxslim.loop import check_folder, train
-    from jaxslim.processes import joined
-
-    if not config.compilation_cache:
-        jax.config.update("jax_enable_compilation_cache", False)
-    folder = Path(config.folder).absolute()
-    check_folder(folder, config)
-    with joined(folder):
-        train(config)
-
+from jaxslim.commands.cli import run
+from jaxslim.commands.train import main
 
 if __name__ == "__main__":
     run(main)

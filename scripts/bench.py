@@ -19,10 +19,10 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from jaxslim.cli import run
-from jaxslim.config import RATIOS, TrainConfig
+from jaxslim.commands.cli import run
 from jaxslim.errors import InputError
 from jaxslim.files import check_path, write_whole
+from jaxslim.training.config import RATIOS, TrainConfig
 
 PRUNED = (49, 64, "M", 128, 128, "M", 256, 256, 249, 208, "M", 116, 38, 18, 8, "M", 14, 9, 16, 94)  # ratio 0.7
 ROUNDED = tuple(-(-width // 8) * 8 if isinstance(width, int) else width for width in PRUNED)
@@ -132,7 +132,7 @@ def _peer() -> Any:
 def _machine(peer: Any) -> dict[str, Any]:
     import jax
 
-    from jaxslim.sweep import machine
+    from jaxslim.experiments.sweep import machine
 
     devices = [device.device_kind for device in jax.local_devices()]
     return {"devices": devices, **machine(), **(peer.machine() if peer else {})}
@@ -165,8 +165,8 @@ def _training(config: TrainConfig, module: Any, variables: Any, mesh: Any) -> tu
     import jax
     import jax.numpy as jnp
 
-    from jaxslim import steps
-    from jaxslim.sparsity import bn_scale_mask
+    from jaxslim.slim.criteria import bn_scale_mask
+    from jaxslim.training import steps
 
     tx = steps.optimizer(config, steps.learning_rates(config, 1), bn_scale_mask(variables))
     state = steps.TrainState(jnp.zeros((), jnp.int32), variables, jax.jit(tx.init)(variables["params"]))
@@ -181,7 +181,8 @@ def _network(
     import jax
     import jax.numpy as jnp
 
-    from jaxslim import VGG, count, lowering, steps
+    from jaxslim import VGG, count, ops
+    from jaxslim.training import steps
 
     config = TrainConfig(batch_size=batch, pad=0, flip=False, l1=1e-4)
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))
@@ -191,7 +192,7 @@ def _network(
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     macs = count(module.apply, variables, jnp.zeros((1, 32, 32, 3))).macs
     floats = jnp.asarray(images, dtype)
-    apply = jax.jit(module.apply, compiler_options=lowering.compiler_options())
+    apply = jax.jit(module.apply, compiler_options=ops.compiler_options())
     infer: Timed = {"jaxslim": lambda: jax.block_until_ready(apply(variables, floats))}
     peers = peer.calls(widths, dtype, images, labels) if peer else {}
     ceiling = _matmul(size, dtype)
@@ -228,7 +229,8 @@ def _epoch(widths: Any, options: Options, peer: Any, size: int) -> dict[str, Any
     import jax
     import jax.numpy as jnp
 
-    from jaxslim import VGG, count, steps
+    from jaxslim import VGG, count
+    from jaxslim.training import steps
 
     looped = jax.default_backend() != "cpu"
     batch, number = (8, 2) if options.quick else (100, 500 if looped else 3)
@@ -286,9 +288,11 @@ def _sweep(widths: Any, options: Options) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from jaxslim import VGG, steps, sweep
-    from jaxslim.checkpoint import Loaded
+    from jaxslim import VGG
     from jaxslim.data import Dataset
+    from jaxslim.experiments import sweep
+    from jaxslim.storage.checkpoint import Loaded
+    from jaxslim.training import steps
 
     module = VGG(widths, 10)
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
@@ -314,8 +318,9 @@ def _first_step(quick: bool) -> None:
     import jax
     import jax.numpy as jnp
 
-    from jaxslim import VGG, steps
+    from jaxslim import VGG
     from jaxslim.models import WIDTHS
+    from jaxslim.training import steps
 
     imported = time.perf_counter()
     widths = QUICK["dense"] if quick else WIDTHS["vgg19"]

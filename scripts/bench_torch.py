@@ -12,7 +12,7 @@ import torch
 
 def ready() -> bool:
     """Set PyTorch up for speed; whether it sees the kind of device that JAX runs on."""
-    from jaxslim.sweep import cores
+    from jaxslim.experiments.sweep import cores
 
     torch.backends.cudnn.benchmark = True
     torch.set_num_threads(cores())

@@ -8,9 +8,9 @@ from typing import Any
 
 import tyro
 
-from jaxslim.cli import load_config, run
-from jaxslim.config import TrainConfig
+from jaxslim.commands.cli import load_config, run
 from jaxslim.errors import InputError
+from jaxslim.training.config import TrainConfig
 
 HOME = Path(__file__).resolve().parents[1]
 
@@ -41,10 +41,13 @@ def main(argv: list[str]) -> None:
         return
     import jax
 
-    from jaxslim import checkpoint, report, sweep
-    from jaxslim.cost import count
-    from jaxslim.loop import train
-    from jaxslim.prune import save_cut, show
+    from jaxslim.commands.prune import show
+    from jaxslim.core.cost import count
+    from jaxslim.experiments import sweep
+    from jaxslim.experiments.cutting import cut_once, save_cut
+    from jaxslim.reporting import report
+    from jaxslim.storage import checkpoint
+    from jaxslim.training.loop import train
 
     started = time.perf_counter()
 
@@ -64,10 +67,10 @@ def main(argv: list[str]) -> None:
     ratios = tuple(sorted({*sweep.RATIOS, options.ratio}))
     result = sweep.study(str(sparse.folder / "latest"), out / "sweep", ratios=ratios, baseline=str(baseline.folder))
     pruned = out / f"pruned-{options.ratio:g}"
-    announce(f"4/5 cut: python -m jaxslim.prune {out}/sparse --ratio {options.ratio:g} --out {pruned}")
+    announce(f"4/5 cut: jaxslim prune {out}/sparse --ratio {options.ratio:g} --out {pruned}")
     if not pruned.exists():
         show(*save_cut(sparse.folder, pruned, options.ratio))
-    sweep.cut_once(sparse.folder, pruned, options.ratio, None)  # refuses one of another checkpoint
+    cut_once(sparse.folder, pruned, options.ratio, None)  # refuses one of another checkpoint
     announce(f"5/5 fine-tuning: python -m jaxslim.train configs/digits_finetune.py --init-from {pruned}")
     tuned = train(config("finetune", workdir=str(out / f"finetuned-{options.ratio:g}"), init_from=str(pruned)))
 

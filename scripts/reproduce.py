@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from jaxslim.cli import check_out, run
-from jaxslim.config import TrainConfig
+from jaxslim.commands.cli import run
 from jaxslim.errors import InputError
-from jaxslim.files import locked, replacing, write_whole
-from jaxslim.stages import Stage, check
-from jaxslim.stages import run as run_stages
+from jaxslim.experiments.stages import Stage, check
+from jaxslim.experiments.stages import run as run_stages
+from jaxslim.files import check_out, locked, replacing, write_whole
+from jaxslim.training.config import TrainConfig
 
 QUICK_IMAGES = 3000
 FULL: dict[str, Any] = {"model": "vgg19", "width": 1.0, "epochs": 160, "l1": 1e-4}
@@ -71,9 +71,11 @@ def main(argv: list[str]) -> None:
     import reproduce_report
     import reproduce_stages
 
-    from jaxslim import data, report, steps
+    from jaxslim import data
     from jaxslim.models import WIDTHS
-    from jaxslim.sealing import digest
+    from jaxslim.reporting import report
+    from jaxslim.storage.integrity import digest
+    from jaxslim.training import steps
 
     part = out / "quick" / "images.npz"
     if options.quick and Path(options.dataset).absolute() == part:

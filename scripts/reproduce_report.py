@@ -9,15 +9,15 @@ from typing import Any
 
 import reproduce_stages as plan
 
-from jaxslim import checkpoint
-from jaxslim.config import RATIOS, TrainConfig
 from jaxslim.errors import InputError
+from jaxslim.experiments.stages import Outcome
+from jaxslim.experiments.sweep import machine
 from jaxslim.models import WIDTHS
-from jaxslim.report import Report, SweepRow, Table
-from jaxslim.report import Stage as Row
-from jaxslim.sparsity import scale_values
-from jaxslim.stages import Outcome
-from jaxslim.sweep import machine
+from jaxslim.reporting.report import Report, SweepRow, Table
+from jaxslim.reporting.report import Stage as Row
+from jaxslim.slim.criteria import scale_values
+from jaxslim.storage import checkpoint
+from jaxslim.training.config import RATIOS, TrainConfig
 
 PUBLISHED = Path(__file__).with_name("published.json")
 AS_PUBLISHED = "of VGG-19 on CIFAR-10 with all widths, 160 epochs and L1 1e-4"

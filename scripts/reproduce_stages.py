@@ -7,9 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxslim import checkpoint, cost, data, loop, sparsity, steps, sweep
-from jaxslim.config import RATIOS, TrainConfig
-from jaxslim.stages import Stage
+from jaxslim import data
+from jaxslim.core import cost
+from jaxslim.experiments import cutting, sweep
+from jaxslim.experiments.stages import Stage
+from jaxslim.slim.criteria import scale_values
+from jaxslim.storage import checkpoint
+from jaxslim.training import loop, steps
+from jaxslim.training.config import RATIOS, TrainConfig
 
 RATIO = 0.7
 PASSES = 4
@@ -115,9 +120,9 @@ def _cut(at: Setting, name: str, source: str, ratio: float | None = RATIO, half:
     def work() -> dict[str, Any]:
         options = dict(how)
         if half:
-            scales = np.sort(sparsity.scale_values(checkpoint.load(at.home / source).variables))
+            scales = np.sort(scale_values(checkpoint.load(at.home / source).variables))
             options |= {"threshold": float(scales[len(scales) // 2 - 1]), "max_layer_ratio": 0.5}
-        sweep.cut_once(at.home / source, at.home / name, ratio, at.base.data_dir, **options)
+        cutting.cut_once(at.home / source, at.home / name, ratio, at.base.data_dir, **options)
         loaded = checkpoint.load(at.home / name)
         images = data.load(at.base.dataset, data_dir=at.base.data_dir)
         mesh = steps.device_mesh()

@@ -23,12 +23,12 @@ from unittest import mock
 import numpy as np
 import tyro
 
-from jaxslim.cli import run
+from jaxslim.commands.cli import run
 from jaxslim.errors import InputError
 
 EPOCHS = 12
 PROPERTY = "tests/test_channels.py::test_invariants_hold_for_random_networks_and_plans"
-CONFIG = """from jaxslim.config import TrainConfig
+CONFIG = """from jaxslim.training.config import TrainConfig
 
 config = TrainConfig(
     dataset={data!r}, image_size=8, channels=1, mean=(0.5,), std=(0.5,), pad=1, widths=(4, "M", 8), epochs={epochs},
@@ -164,7 +164,7 @@ def _lines(file: Path) -> list[bytes]:
 
 def _compare(one: Path, other: Path) -> None:
     """Equal bit for bit: the metrics file, and the latest and the best checkpoint."""
-    from jaxslim import checkpoint
+    from jaxslim.storage import checkpoint
 
     if (one / "metrics.jsonl").read_bytes() != (other / "metrics.jsonl").read_bytes():
         raise Failure(f"the metrics of {one} differ from those of an undisturbed run")
@@ -210,7 +210,7 @@ def _damages(whole: Path, copy: Path, rng: np.random.Generator) -> Iterator[str]
 
 
 def _damage(whole: Path, folder: Path, rng: np.random.Generator) -> int:
-    from jaxslim import checkpoint
+    from jaxslim.storage import checkpoint
 
     noticed = 0
     for name in _damages(checkpoint.find(whole), folder / "copy", rng):
@@ -250,8 +250,10 @@ def _feed(whole: Path, folder: Path, number: int, rng: np.random.Generator) -> d
     """Give every reader of files and words from outside damaged input; only documented errors may come of it."""
     from PIL import Image
 
-    from jaxslim import checkpoint, data, train
-    from jaxslim.sealing import seal
+    from jaxslim import data
+    from jaxslim.commands import train
+    from jaxslim.storage import checkpoint
+    from jaxslim.storage.integrity import seal
 
     network = folder / "fed"
     shutil.copytree(checkpoint.find(whole), network)
@@ -311,7 +313,7 @@ def _feed(whole: Path, folder: Path, number: int, rng: np.random.Generator) -> d
 
 
 def _only_parse(train: Any, argv: list[str]) -> None:
-    from jaxslim import loop
+    from jaxslim.training import loop
 
     before, loop.train = loop.train, lambda config: None  # type: ignore[assignment, return-value]
     try:

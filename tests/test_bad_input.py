@@ -12,17 +12,18 @@ import pytest
 from test_commands import flat, invoke
 from test_loop import contents, tiny
 
-from jaxslim import checkpoint, loop, steps
-from jaxslim import evaluate as evaluate_command
-from jaxslim import train as train_command
-from jaxslim.config import DIGITS
+from jaxslim.commands import evaluate as evaluate_command
+from jaxslim.commands import train as train_command
+from jaxslim.core.plan import plan
 from jaxslim.errors import InputError
-from jaxslim.prune import save_cut
-from jaxslim.sealing import seal
-from jaxslim.selection import plan
-from jaxslim.sparsity import bn_scale_mask, bn_scales
+from jaxslim.slim.criteria import bn_scale_mask, bn_scales
+from jaxslim.slim.prune import save_cut
+from jaxslim.storage import checkpoint
+from jaxslim.storage.integrity import seal
+from jaxslim.training import loop, steps
+from jaxslim.training.config import DIGITS
 
-prune_command = importlib.import_module("jaxslim.prune")
+prune_command = importlib.import_module("jaxslim.commands.prune")
 
 
 @pytest.fixture(scope="module")

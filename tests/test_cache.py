@@ -7,11 +7,11 @@ import sys
 import jax
 import pytest
 
-from jaxslim import train
+from jaxslim.commands import train
 
 COMMAND = """
 {first}
-from jaxslim.cli import run
+from jaxslim.commands.cli import run
 
 
 def main(argv):
@@ -58,6 +58,8 @@ def test_a_place_that_the_user_has_set_wins(tmp_path, first):
 def test_the_flag_turns_it_off(monkeypatch, options, expected):
     """When JAX is imported already, too, as by a config file."""
     found = []
-    monkeypatch.setattr("jaxslim.loop.train", lambda config: found.append(jax.config.jax_enable_compilation_cache))
+    monkeypatch.setattr(
+        "jaxslim.training.loop.train", lambda config: found.append(jax.config.jax_enable_compilation_cache)
+    )
     train.main(options)
     assert found == [expected]

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from test_loop import assert_same_arrays, contents, tiny
 
 import jaxslim
-from jaxslim import checkpoint, runs
-from jaxslim.description import describe
 from jaxslim.errors import InputError
-from jaxslim.loop import train
 from jaxslim.models import VGG
-from jaxslim.prune import save_cut
-from jaxslim.sealing import digest, seal
+from jaxslim.slim.prune import save_cut
+from jaxslim.storage import checkpoint
+from jaxslim.storage.integrity import digest, seal
+from jaxslim.storage.metadata import describe
+from jaxslim.training import run as runs
+from jaxslim.training.loop import train
 
 
 class Odd(nn.Module):

@@ -18,13 +18,14 @@ import pytest
 from test_loop import contents, handled, rows, tiny, write_data
 
 import jaxslim
-from jaxslim import checkpoint, cli, evaluate
-from jaxslim import train as train_command
-from jaxslim.config import DIGITS, TrainConfig
-from jaxslim.loop import train
+from jaxslim.commands import cli, evaluate
+from jaxslim.commands import train as train_command
+from jaxslim.storage import checkpoint
+from jaxslim.training.config import DIGITS, TrainConfig
+from jaxslim.training.loop import train
 
 HOME = Path(__file__).resolve().parents[1]
-prune_command = sys.modules.get("jaxslim.prune") or importlib.import_module("jaxslim.prune")
+prune_command = importlib.import_module("jaxslim.commands.prune")
 FIRST_LINE = (
     "No CONFIG given: training on the built-in digits with sparsity. For CIFAR-10: configs/cifar10_baseline.py, "
     "configs/cifar10_sparse.py, configs/cifar10_finetune.py"
@@ -77,7 +78,9 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     config = tiny(folder, workdir=str(folder / "sparse"), epochs=2)
     fields = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(config).items())
-    (folder / "config.py").write_text(f"from jaxslim.config import TrainConfig\nconfig = TrainConfig({fields})\n")
+    (folder / "config.py").write_text(
+        f"from jaxslim.training.config import TrainConfig\nconfig = TrainConfig({fields})\n"
+    )
     train(config)
     prune_command.save_cut(folder / "sparse", folder / "pruned", 0.5)
     return folder
@@ -128,7 +131,7 @@ def test_train_in_a_process_of_its_own(tmp_path):
 def trained(monkeypatch):
     """The configurations that the command hands to the training loop, which does nothing."""
     configs = []
-    monkeypatch.setattr(importlib.import_module("jaxslim.loop"), "train", configs.append)
+    monkeypatch.setattr(importlib.import_module("jaxslim.training.loop"), "train", configs.append)
     return configs
 
 
@@ -276,7 +279,7 @@ def test_mistakes_in_training(call, damaged, words, message):
 def test_mistakes_in_config_files(call, tmp_path, text, message):
     file = tmp_path / "config.py"
     if text is not None:
-        file.write_text(f"from jaxslim.config import TrainConfig\n{text}\n")
+        file.write_text(f"from jaxslim.training.config import TrainConfig\n{text}\n")
     assert_one_message(call(train_command, file), message.format(file))
 
 
@@ -293,7 +296,7 @@ def test_ctrl_c_says_how_to_go_on(call, monkeypatch):
     def stopped(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("jaxslim.loop"), "train", stopped)
+    monkeypatch.setattr(importlib.import_module("jaxslim.training.loop"), "train", stopped)
     done = call(train_command)
     assert_one_message(done, "stopped; run the same command again, and training goes on from its latest", code=130)
 
@@ -307,7 +310,7 @@ def layers(out):
 
 
 def test_prune_in_a_process_of_its_own(home, tmp_path):
-    done = python("-m", "jaxslim.prune", home / "sparse", "--ratio", 0.7, "--out", "cut", cwd=tmp_path)
+    done = python("-m", "jaxslim", "prune", home / "sparse", "--ratio", 0.7, "--out", "cut", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     loaded = jaxslim.load(tmp_path / "cut")
     kept = [width for width in loaded.module.widths if width != "M"]
@@ -383,7 +386,7 @@ PRUNE_MISTAKES = {
         [SPARSE, "--ratio", 0.5, "--out", "{home}/empty/x"],
         "{home}/empty/x cannot be a folder, since a file is in its place; choose another --out.",
     ),
-    "no out": ([SPARSE, "--ratio", 0.5], "Missing from python -m jaxslim.prune: --out STR"),
+    "no out": ([SPARSE, "--ratio", 0.5], "Missing from jaxslim prune: --out STR"),
     "absent": (["{home}/no", *HALF], "There is no checkpoint {home}/no; check the path."),
     "a file": (
         ["{home}/empty", *HALF],
@@ -407,7 +410,7 @@ def test_mistakes_in_pruning(call, damaged, words, message):
 
 def test_a_damaged_checkpoint_in_a_process_of_its_own(damaged):
     """Orbax reads in threads, which would print tracebacks of their own."""
-    done = python("-m", "jaxslim.evaluate", "broken", cwd=damaged)
+    done = python("-m", "jaxslim", "evaluate", "broken", cwd=damaged)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(
         r"jaxslim: \S+ is damaged: its file \S+ is missing or changed; take another checkpoint\.\n", done.stderr
@@ -418,7 +421,7 @@ def test_a_damaged_checkpoint_in_a_process_of_its_own(damaged):
 
 
 def test_evaluate_in_a_process_of_its_own(home):
-    done = python("-m", "jaxslim.evaluate", "sparse/latest", "--batch-size", 7, cwd=home)
+    done = python("-m", "jaxslim", "evaluate", "sparse/latest", "--batch-size", 7, cwd=home)
     assert (done.returncode, done.stderr) == (0, "")
     row = rows(home / "sparse")[-1]
     found = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
@@ -432,7 +435,9 @@ def test_evaluate_in_a_process_of_its_own(home):
     assert re.search(r"latency +\d+\.\d\d ms for 64 image", done.stdout)
 
 
-@pytest.mark.parametrize("script", [["-m", "jaxslim.evaluate"], [HOME / "scripts" / "ratio_sweep.py", "--ratios", 0.5]])
+@pytest.mark.parametrize(
+    "script", [["-m", "jaxslim", "evaluate"], [HOME / "scripts" / "ratio_sweep.py", "--ratios", 0.5]]
+)
 def test_a_data_set_whose_name_is_not_utf8(home, tmp_path, script):
     dataset = tmp_path / os.fsdecode(b"d\xff.npz")
     train(tiny(tmp_path, dataset=write_data(dataset), epochs=1))
@@ -460,7 +465,7 @@ EVALUATE_MISTAKES = {
         "{home}/sparse tells 3 classes apart and {home}/ten.npz has 10; give the data set it was trained on with "
         "--dataset.",
     ),
-    "nothing": ([], "Missing from python -m jaxslim.evaluate"),
+    "nothing": ([], "Missing from jaxslim evaluate"),
 }
 
 

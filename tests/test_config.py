@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxslim.cli import load_config
-from jaxslim.config import DIGITS, TrainConfig
+from jaxslim.commands.cli import load_config
 from jaxslim.errors import InputError
+from jaxslim.training.config import DIGITS, TrainConfig
 
 HOME = Path(__file__).resolve().parents[1]
 
@@ -112,7 +112,7 @@ def test_each_config_says_how_to_run_it(file):
     assert re.search(r"^Expected.*: .*\d %", described, re.MULTILINE)
     if file.stem.endswith("_sparse"):  # what it says comes next makes what the fine-tuning starts from
         tuned = load_config(str(file.with_name(file.name.replace("_sparse", "_finetune"))))
-        assert re.search(rf"Then: +python -m jaxslim.prune runs/\S+ --ratio \S+ --out {tuned.init_from}\n", described)
+        assert re.search(rf"Then: +jaxslim prune runs/\S+ --ratio \S+ --out {tuned.init_from}\n", described)
 
 
 def test_without_a_config_the_digits_are_trained_with_sparsity():
@@ -293,7 +293,7 @@ FILES = [
 @pytest.mark.parametrize(("text", "message"), FILES, ids=[text for text, _ in FILES])
 def test_config_files_that_are_refused(tmp_path, text, message):
     file = tmp_path / "config.py"
-    file.write_text(f"from jaxslim.config import TrainConfig\n{text}\n")
+    file.write_text(f"from jaxslim.training.config import TrainConfig\n{text}\n")
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         load_config(str(file))
     assert str(caught.value).startswith(str(file))
@@ -313,7 +313,7 @@ def test_a_config_is_read_anew_and_leaves_nothing_beside_it(tmp_path, monkeypatc
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     file = tmp_path / "config.py"
     for epochs in (3, 4):  # as long, and written within the second that bytecode would be told apart by
-        file.write_text(f"from jaxslim.config import TrainConfig\nconfig = TrainConfig(epochs={epochs})\n")
+        file.write_text(f"from jaxslim.training.config import TrainConfig\nconfig = TrainConfig(epochs={epochs})\n")
         os.utime(file, (1e9, 1e9))
         assert load_config(str(file)).epochs == epochs
     assert list(tmp_path.iterdir()) == [file]

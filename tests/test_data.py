@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxslim import data, sources, tfds
+from jaxslim import data
+from jaxslim.data import sources, tfds
 from jaxslim.errors import InputError
 
 TFDS = Path(os.environ.get("TFDS_DATA_DIR") or Path(__file__).parents[2] / "shared" / "tfds")
@@ -504,7 +505,7 @@ def test_npz_that_claims_too_much(tmp_path):
 
 
 def test_npz_over_the_limit(tmp_path, arrays, monkeypatch):
-    monkeypatch.setattr("jaxslim.archives.MAX_BYTES", 1000)
+    monkeypatch.setattr("jaxslim.data.archives.MAX_BYTES", 1000)
     with pytest.raises(InputError, match="claims more than"):
         save_and_load(tmp_path, arrays)
 
@@ -546,7 +547,7 @@ def test_cifar10_archive(tmp_path, cifar10, monkeypatch):
     assert loaded.train_labels.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
     assert loaded.test_labels.tolist() == [3, 4]
     assert loaded.class_names == tuple(f"class{i}" for i in range(10))
-    monkeypatch.setattr("jaxslim.archives._read_cifar", None)  # what follows comes from the cache
+    monkeypatch.setattr("jaxslim.data.archives._read_cifar", None)  # what follows comes from the cache
     assert_same(loaded, data.load(str(path)))
 
 
@@ -619,7 +620,7 @@ def test_damaged_cifar(tmp_path, cifar10, damage):
 
 def test_cifar_over_the_limit(tmp_path, cifar10, monkeypatch):
     path = save_tar(tmp_path / "cifar-10-binary.tar.gz", cifar10[0])
-    monkeypatch.setattr("jaxslim.archives.MAX_BYTES", 1000)
+    monkeypatch.setattr("jaxslim.data.archives.MAX_BYTES", 1000)
     with pytest.raises(InputError, match="is no CIFAR archive"):
         data.load(str(path))
 

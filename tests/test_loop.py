@@ -22,14 +22,18 @@ import jax
 import numpy as np
 import pytest
 
-from jaxslim import checkpoint, data, loop, runs, sources, steps
-from jaxslim.config import TrainConfig
+from jaxslim import data
+from jaxslim.data import sources
 from jaxslim.errors import DivergedError, InputError, StoppedError
 from jaxslim.files import locked
-from jaxslim.loop import train
 from jaxslim.models import VGG
-from jaxslim.progress import Progress
-from jaxslim.prune import save_cut
+from jaxslim.slim.prune import save_cut
+from jaxslim.storage import checkpoint
+from jaxslim.training import loop, steps
+from jaxslim.training import run as runs
+from jaxslim.training.config import TrainConfig
+from jaxslim.training.loop import train
+from jaxslim.training.progress import Progress
 
 EPOCHS, STEPS = 4, 6  # of `tiny`
 ROW = {
@@ -234,7 +238,7 @@ def test_the_seed_decides_everything(tmp_path, whole):
     assert other.metrics["loss"] != whole.result.metrics["loss"]
 
 
-TRAIN = "import sys, json; from jaxslim.config import TrainConfig; from jaxslim.loop import train; "
+TRAIN = "import sys, json; from jaxslim.training.config import TrainConfig; from jaxslim.training.loop import train; "
 TRAIN += "train(TrainConfig(**json.loads(sys.argv[1])))"
 
 

@@ -1,4 +1,4 @@
-"""The lowering of convolutions: the results of `lax.conv_general_dilated`, and a program that the graph follows."""
+"""The ops of convolutions: the results of `lax.conv_general_dilated`, and a program that the graph follows."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import jaxslim
-from jaxslim import lowering
+from jaxslim import ops
 
 NUMBERS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
@@ -20,7 +20,7 @@ def compiles_convolution(module, variables, images) -> bool:
 
 
 @given(
-    st.sampled_from([2, lowering.FEW_IMAGES]),
+    st.sampled_from([2, ops.FEW_IMAGES]),
     st.tuples(st.integers(1, 5), st.integers(1, 5)),
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.tuples(st.integers(1, 2), st.integers(1, 2)),
@@ -34,7 +34,7 @@ def test_values_and_gradients_are_those_of_lax(n, size, window, strides, padding
     kernel = rng.normal(size=(*window, 3, 4)).astype(np.float32)
 
     def mine(images, kernel):
-        return lowering.conv(images, kernel, strides, padding, dimension_numbers=NUMBERS)
+        return ops.conv(images, kernel, strides, padding, dimension_numbers=NUMBERS)
 
     def plain(images, kernel):
         """Padded beforehand: where padding reaches further than the kernel, XLA's gradients on CPUs are wrong."""
@@ -46,7 +46,7 @@ def test_values_and_gradients_are_those_of_lax(n, size, window, strides, padding
         out, back = jax.vjp(conv, images, kernel)
         return out, *back(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))
 
-    reaches_too_far = max(size) > lowering.SMALL_MAP and padding == ((0, 1), (3, 0))
+    reaches_too_far = max(size) > ops.SMALL_MAP and padding == ((0, 1), (3, 0))
     for number, (got, expected) in enumerate(zip(both(mine), both(plain), strict=True)):
         if not (number and reaches_too_far):
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
@@ -55,7 +55,7 @@ def test_values_and_gradients_are_those_of_lax(n, size, window, strides, padding
 @pytest.mark.parametrize("n", [1, 64])
 @pytest.mark.parametrize(("size", "expected"), [(2, False), (4, False), (8, True)])
 def test_small_maps_become_matrix_products(n, size, expected):
-    module = nn.Conv(4, (3, 3), conv_general_dilated=lowering.conv)
+    module = nn.Conv(4, (3, 3), conv_general_dilated=ops.conv)
     images = jnp.ones((n, size, size, 3))
     variables = module.init(jax.random.key(0), images)
     assert jax.tree.map(jnp.shape, variables["params"]) == {"bias": (4,), "kernel": (3, 3, 3, 4)}
@@ -65,14 +65,14 @@ def test_small_maps_become_matrix_products(n, size, expected):
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_costs_are_those_of_the_convolution(size):
     """Products leave out the zeros that are padded; what is counted is the convolution, on every platform."""
-    module = nn.Conv(4, (3, 3), use_bias=False, conv_general_dilated=lowering.conv)
+    module = nn.Conv(4, (3, 3), use_bias=False, conv_general_dilated=ops.conv)
     images = jnp.ones((8, size, size, 3))
     variables = module.init(jax.random.key(0), images)
     assert jaxslim.count(module.apply, variables, images).macs == 9 * size**2 * 3 * 4
 
 
 def test_another_platform_gets_the_convolution():
-    module = nn.Conv(4, (3, 3), conv_general_dilated=lowering.conv)
+    module = nn.Conv(4, (3, 3), conv_general_dilated=ops.conv)
     images = jnp.ones((8, 2, 2, 3))
     variables = module.init(jax.random.key(0), images)
     lowered = jax.jit(module.apply).trace(variables, images).lower(lowering_platforms=("cuda",))
@@ -83,18 +83,18 @@ def test_another_platform_gets_the_convolution():
 @pytest.mark.parametrize("options", [{"feature_group_count": 3}, {"kernel_dilation": 2}, {"kernel_size": (1, 1)}])
 def test_what_it_does_not_know_is_left_to_lax(options):
     options = {"kernel_size": (3, 3), **options}
-    module = nn.Conv(6, conv_general_dilated=lowering.conv, **options)
+    module = nn.Conv(6, conv_general_dilated=ops.conv, **options)
     images = jnp.ones((1, 4, 4, 3))
     variables = module.init(jax.random.key(0), images)
     assert compiles_convolution(module, variables, images)
 
 
-@pytest.mark.parametrize("n", [1, lowering.FEW_IMAGES])
+@pytest.mark.parametrize("n", [1, ops.FEW_IMAGES])
 def test_half_precision_is_added_up_in_full(n):
     rng = np.random.default_rng(0)
     images, kernel = rng.normal(size=(n, 2, 2, 64)), rng.normal(size=(3, 3, 64, 4))
     half = [jnp.asarray(array, jnp.bfloat16) for array in (images, kernel)]
-    got = lowering.conv(*half, (1, 1), "SAME", dimension_numbers=NUMBERS)
+    got = ops.conv(*half, (1, 1), "SAME", dimension_numbers=NUMBERS)
     exact = lax.conv_general_dilated(
         *(array.astype(jnp.float32) for array in half), (1, 1), "SAME", dimension_numbers=NUMBERS
     )
@@ -104,16 +104,16 @@ def test_half_precision_is_added_up_in_full(n):
 
 def test_other_options_and_empty_outputs_are_left_to_lax():
     images, kernel = jnp.ones((2, 2, 2, 3)), jnp.ones((3, 3, 3, 4))
-    assert lowering.conv(images, kernel, (1, 1), "VALID", dimension_numbers=NUMBERS).shape == (2, 0, 0, 4)
+    assert ops.conv(images, kernel, (1, 1), "VALID", dimension_numbers=NUMBERS).shape == (2, 0, 0, 4)
     half = (images.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
     options = {"dimension_numbers": NUMBERS, "preferred_element_type": jnp.float32}
-    assert lowering.conv(*half, (1, 1), "SAME", **options).dtype == jnp.float32
+    assert ops.conv(*half, (1, 1), "SAME", **options).dtype == jnp.float32
 
 
 def test_compiler_options_are_ones_that_xla_takes(monkeypatch):
-    jax.jit(lambda x: x + 1, compiler_options=lowering.compiler_options())(1.0)
+    jax.jit(lambda x: x + 1, compiler_options=ops.compiler_options())(1.0)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert lowering.compiler_options.__wrapped__() == {}
+    assert ops.compiler_options.__wrapped__() == {}
 
 
 def test_the_graph_sees_through_it():
@@ -151,7 +151,7 @@ def test_batch_norm_trains_as_flax_does(n, size, channels, shift):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(shift, 2, (n, *size, channels)), jnp.float32)
     options = {"use_running_average": False}
-    theirs, mine = nn.BatchNorm(**FLAX), lowering.BatchNorm(**FLAX)
+    theirs, mine = nn.BatchNorm(**FLAX), ops.BatchNorm(**FLAX)
     start = theirs.init(jax.random.key(0), x, **options)
     assert jax.tree.all(jax.tree.map(np.array_equal, start, mine.init(jax.random.key(0), x, **options)))
     params = {name: jnp.asarray(rng.normal(1, 0.5, channels), jnp.float32) for name in ("scale", "bias")}
@@ -171,7 +171,7 @@ def test_batch_norm_leaves_to_flax_what_it_does_not_know(options):
     call = {"use_running_average": False}
     if options.pop("mask", False):
         call["mask"] = jnp.arange(4).reshape(4, 1, 1, 1) < 2
-    mine, theirs = (kind(**{**FLAX, **options}) for kind in (lowering.BatchNorm, nn.BatchNorm))
+    mine, theirs = (kind(**{**FLAX, **options}) for kind in (ops.BatchNorm, nn.BatchNorm))
     variables = theirs.init(jax.random.key(0), x, **call)
     for a, b in zip(*(jax.tree.leaves(trained(m, variables, x, **call)) for m in (mine, theirs)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -179,7 +179,7 @@ def test_batch_norm_leaves_to_flax_what_it_does_not_know(options):
 
 def test_the_statistics_pass_no_gradient_on():
     """Flax's would; no loss is made of running statistics, and the written-out gradient says so."""
-    module = lowering.BatchNorm(**FLAX, use_running_average=False)
+    module = ops.BatchNorm(**FLAX, use_running_average=False)
     x = jax.random.normal(jax.random.key(0), (4, 3, 3, 2))
     variables = module.init(jax.random.key(0), x)
 

@@ -33,12 +33,15 @@ from test_loop import contents, tiny, write_data
 from test_sweep import script
 
 import jaxslim
-from jaxslim import checkpoint, evaluate, loop, processes
-from jaxslim import train as train_command
+from jaxslim.commands import evaluate
+from jaxslim.commands import train as train_command
 from jaxslim.errors import InputError
-from jaxslim.sealing import seal
+from jaxslim.storage import checkpoint
+from jaxslim.storage.integrity import seal
+from jaxslim.training import distributed as processes
+from jaxslim.training import loop
 
-prune_command = importlib.import_module("jaxslim.prune")
+prune_command = importlib.import_module("jaxslim.commands.prune")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,9 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     config = tiny(folder, workdir=str(folder / "sparse"), epochs=2)
     fields = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(config).items())
-    (folder / "config.py").write_text(f"from jaxslim.config import TrainConfig\nconfig = TrainConfig({fields})\n")
+    (folder / "config.py").write_text(
+        f"from jaxslim.training.config import TrainConfig\nconfig = TrainConfig({fields})\n"
+    )
     loop.train(config)
     prune_command.save_cut(folder / "sparse", folder / "pruned", 0.5)
     module, variables, _ = checkpoint.load(folder / "pruned")
@@ -163,7 +168,7 @@ COMMAND_LINES = {
         f"train config.py --workdir {'x' * 300}",
         "{home}/" + "x" * 300 + "/config.json: File name too lo",
     ),
-    "no out": ("prune sparse --ratio 0.5", "Missing from python -m jaxslim.prune: --out STR"),
+    "no out": ("prune sparse --ratio 0.5", "Missing from jaxslim prune: --out STR"),
     "no ratio": ("prune sparse --out new", "Give either a ratio or a threshold, for example a ratio of 0.7."),
     "ties of a threshold": (
         "prune sparse --out new --threshold 0.1 --reference-ties",
@@ -220,7 +225,7 @@ COMMAND_LINES = {
         "prune bare --out new --ratio 0.5",
         "{home}/bare does not name its images' shape; save it with m",
     ),
-    "nothing to evaluate": ("evaluate", "Missing from python -m jaxslim.evaluate"),
+    "nothing to evaluate": ("evaluate", "Missing from jaxslim evaluate"),
     "two to evaluate": ("evaluate sparse pruned", "Unrecognized options: pruned"),
     "folder of checkpoints": ("evaluate sparse/checkpoints", "{home}/sparse/checkpoints " + NO_CHECKPOINT),
     "empty checkpoint": (
@@ -280,7 +285,7 @@ def test_at_the_command_line(call, home, monkeypatch, line, message):
 def test_out_where_nothing_can_be_written(call, home, tmp_path, monkeypatch, line):
     """As the system answers for a read-only mount, and for a folder of someone else."""
     monkeypatch.setattr("os.access", lambda place, mode: Path(place) != tmp_path)
-    monkeypatch.setattr("jaxslim.checkpoint.load", None)  # the work
+    monkeypatch.setattr("jaxslim.storage.checkpoint.load", None)  # the work
     done = call(f"{line.format(home=home)} --out {tmp_path}/new")
     assert_refused(done, f"{tmp_path} cannot be written to; choose another --out.")
     assert not (tmp_path / "new").exists()
@@ -328,7 +333,7 @@ CONFIG_FILES = {
 @pytest.mark.parametrize(("text", "message"), CONFIG_FILES.values(), ids=CONFIG_FILES)
 def test_in_a_config_file(call, tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.py").write_text(f"from jaxslim.config import TrainConfig\n{text}\n")
+    (tmp_path / "config.py").write_text(f"from jaxslim.training.config import TrainConfig\n{text}\n")
     before = contents(tmp_path)
     assert_refused(call("train config.py"), message)
     assert contents(tmp_path) == before

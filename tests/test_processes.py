@@ -14,9 +14,10 @@ import pytest
 from test_commands import options
 from test_loop import rows, signal_at, tiny
 
-from jaxslim import checkpoint, processes
 from jaxslim.errors import InputError, StoppedError
-from jaxslim.loop import train
+from jaxslim.storage import checkpoint
+from jaxslim.training import distributed as processes
+from jaxslim.training.loop import train
 
 MINUTES = 2
 EPOCHS = 24

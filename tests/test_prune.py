@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from networks import draw
 
 import jaxslim
-from jaxslim.selection import Layer
+from jaxslim.core.plan import Layer
 
 WIDTHS = (4, "M", 6, 5, "M")
 
@@ -111,7 +111,7 @@ def test_a_module_that_cannot_be_resized_says_how() -> None:
 
 
 def test_networks_of_every_precision_are_cut(tmp_path: Path) -> None:
-    command = importlib.import_module("jaxslim.prune")
+    command = importlib.import_module("jaxslim.commands.prune")
     for dtype, tolerance in ((None, 1e-4), (jnp.float32, 1e-4), (jnp.float16, 6.25e-3), (jnp.bfloat16, 0.05)):
         module, variables = vgg()
         module = module.clone(dtype=dtype)
@@ -128,7 +128,9 @@ def test_names_that_look_like_markup_are_shown_as_they_are(capsys: pytest.Captur
     cost = {"params": 2, "macs": 2}
     how = {"requested": 0.5, "absorb": False}
     meta = {"cost": cost, "full_cost": cost, "plan": how, "check": {"logits_difference": 0.0, "exact": True}}
-    importlib.import_module("jaxslim.prune").show(jaxslim.Pruned(None, None, plan), meta | {"recalibrated_on": 0})
+    importlib.import_module("jaxslim.commands.prune").show(
+        jaxslim.Pruned(None, None, plan), meta | {"recalibrated_on": 0}
+    )
     assert "stem[red]/[/x]" in capsys.readouterr().out
 
 
@@ -229,7 +231,7 @@ def test_importing_the_package_imports_none_of_the_heavy_ones() -> None:
 
 
 def test_lowering_is_there_without_being_imported() -> None:
-    assert python("import jaxslim; print('lowering' in dir(jaxslim), jaxslim.lowering.conv.__name__)") == "True conv"
+    assert python("import jaxslim; print('ops' in dir(jaxslim), jaxslim.ops.conv.__name__)") == "True conv"
 
 
 def test_the_submodule_prune_can_be_called_like_the_function() -> None:
@@ -244,7 +246,7 @@ def test_the_submodule_prune_can_be_called_like_the_function() -> None:
         ).splitlines()
         == ["The module is of type object; pass a Linen module, as load(path) gives."] * 2
     )
-    assert callable(importlib.import_module("jaxslim.prune"))
+    assert callable(importlib.import_module("jaxslim.commands.prune"))
     assert callable(jaxslim.prune)
 
 

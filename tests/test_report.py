@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from jaxslim import plots
 from jaxslim.errors import InputError
-from jaxslim.report import Report, Stage, SweepRow, Table, show, table, write
+from jaxslim.reporting import plots
+from jaxslim.reporting.report import Report, Stage, SweepRow, Table, show, table, write
 
 FULL = (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512)
 HALF = (54, 64, "M", 128, 128, "M", 256, 256, 249, 226, "M", 202, 118, 141, 238, "M", 188, 214, 198, 91)

@@ -11,10 +11,10 @@ import pytest
 from test_sweep import SCRIPTS, script
 
 from jaxslim import data, models
-from jaxslim.config import TrainConfig
+from jaxslim.data.sources import Dataset
 from jaxslim.errors import DivergedError, InputError
-from jaxslim.sources import Dataset
-from jaxslim.stages import Outcome
+from jaxslim.experiments.stages import Outcome
+from jaxslim.training.config import TrainConfig
 
 REPORT = {"report.md", "report.json", "results.json", "pipeline.csv", "sweep.csv"}
 REPORT |= {"accuracy.png", "compared.png", "channels.png", "scales.png"}
@@ -97,7 +97,7 @@ def test_the_report_shows_them_beside_what_is_published(out):
 
 def test_the_same_command_trains_nothing_twice(out, patched, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in (out / "seed-0").rglob("*")}
-    monkeypatch.setattr("jaxslim.loop.train", None)
+    monkeypatch.setattr("jaxslim.training.loop.train", None)
     patched.main(["--quick", "--out", str(out)])
     assert {path: path.stat().st_mtime_ns for path in (out / "seed-0").rglob("*")} == before
 
@@ -117,7 +117,7 @@ def test_a_lost_stage_is_done_again_and_others_are_not(out, patched, tmp_path):
 
 
 def test_a_failed_stage_is_named_and_the_rest_reported(patched, tmp_path, capsys, monkeypatch):
-    from jaxslim import loop
+    from jaxslim.training import loop
 
     train = loop.train
 

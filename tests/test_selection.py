@@ -11,7 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import jaxslim
-from jaxslim.selection import Layer
+from jaxslim.core.plan import Layer
 
 Scores = list[list[float]]
 

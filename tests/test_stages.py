@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from jaxslim import stages
 from jaxslim.errors import DivergedError, InputError
-from jaxslim.stages import Outcome, Stage
+from jaxslim.experiments import stages
+from jaxslim.experiments.stages import Outcome, Stage
 
 
 def plan(calls: list[str], fail: str = "", **changes: Any) -> list[Stage]:

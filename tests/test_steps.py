@@ -22,11 +22,12 @@ from flax import traverse_util
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxslim import data, steps
-from jaxslim.config import TrainConfig
+from jaxslim import data
 from jaxslim.errors import InputError
 from jaxslim.models import VGG
-from jaxslim.sparsity import bn_scale_mask
+from jaxslim.slim.criteria import bn_scale_mask
+from jaxslim.training import steps
+from jaxslim.training.config import TrainConfig
 
 REFERENCE = dict(np.load(reference_step.FILE))
 COLOURS = {"mean": reference_step.MEAN, "std": reference_step.STD}

@@ -16,12 +16,14 @@ from test_commands import assert_one_message, invoke
 from test_loop import contents, rows, tiny
 
 import jaxslim
-from jaxslim import data, description, steps
+from jaxslim import data
 from jaxslim.errors import InputError
+from jaxslim.experiments.sweep import study, sweep
 from jaxslim.files import LOCK, locked
-from jaxslim.loop import train
-from jaxslim.prune import save_cut
-from jaxslim.sweep import study, sweep
+from jaxslim.slim.prune import save_cut
+from jaxslim.storage import metadata as description
+from jaxslim.training import steps
+from jaxslim.training.loop import train
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 FILES = {"report.md", "report.json", "sweep.csv", "accuracy.png", "channels.png", "scales.png"}
@@ -94,8 +96,8 @@ def test_verify_evaluates_the_cut_networks_too(subject):
 
 def test_verify_would_tell_of_a_disagreement(subject, monkeypatch):
     """Leave the dropped channels in the full network that stands in for the cut one."""
-    monkeypatch.setattr("jaxslim.sweep.zero", lambda graph, tree, plan: tree)
-    monkeypatch.setattr(sys.modules["jaxslim.prune"], "zero", lambda graph, tree, plan: tree)
+    monkeypatch.setattr("jaxslim.experiments.sweep.zero", lambda graph, tree, plan: tree)
+    monkeypatch.setattr(sys.modules["jaxslim.slim.prune"], "zero", lambda graph, tree, plan: tree)
     rows_ = [row for row, _ in sweep(*subject, (0.0, 0.75), verify=True)]
     assert rows_[0].logits_difference < 1e-5 < rows_[1].logits_difference
 

@@ -84,7 +84,7 @@ def test_a_run_that_differs_is_found(whole, tmp_path, spoil):
 
 
 def test_damage_that_is_not_seen_is_found(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxslim.checkpoint.damage", lambda path: None)
+    monkeypatch.setattr("jaxslim.storage.checkpoint.damage", lambda path: None)
     with pytest.raises(torture.Failure, match="was answered with None"):
         torture._damage(whole, tmp_path, np.random.default_rng(0))
 
@@ -95,7 +95,7 @@ def test_a_reader_that_breaks_is_found(whole, tmp_path, monkeypatch):
     def broken(path):
         raise ZeroDivisionError("of all things")
 
-    monkeypatch.setattr("jaxslim.checkpoint.load", broken)
+    monkeypatch.setattr("jaxslim.storage.checkpoint.load", broken)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where it keeps what broke the reader
     with pytest.raises(torture.Failure, match="raised ZeroDivisionError: of all things"):
         torture._feed(whole, tmp_path, 5, np.random.default_rng(0))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxslim import lowering
+from jaxslim import ops
 from jaxslim.errors import InputError, quoted
 
 
@@ -52,6 +52,12 @@ class VGG(nn.Module):
         layer = 0
         for width in self.widths:
             if width == "M":
+                if min(x.shape[1:3]) < 2:
+                    size, poolings = images.shape[1:3], [*self.widths].count("M")
+                    raise InputError(
+                        f"{poolings} poolings shrink images of {size[0]}x{size[1]} pixels to nothing; use larger "
+                        "images or take an M out of widths."
+                    )
                 x = max_pool(x)
                 continue
             x = nn.Conv(
@@ -61,10 +67,10 @@ class VGG(nn.Module):
                 use_bias=False,
                 dtype=self.dtype,
                 kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-                conv_general_dilated=lowering.conv,
+                conv_general_dilated=ops.conv,
                 name=f"conv{layer}",
             )(x)
-            x = lowering.BatchNorm(
+            x = ops.BatchNorm(
                 use_running_average=not train,
                 momentum=0.9,
                 epsilon=1e-5,
@@ -92,6 +98,10 @@ class VGG(nn.Module):
             raise InputError(
                 f"The variables are not of this VGG ({error}); pass all that its init returned."
             ) from error
+
+    def architecture(self) -> str:
+        """The widths as tables show them, for example [64, 'M', 128]."""
+        return str(["M" if width == "M" else int(width) for width in self.widths])
 
 
 def _is_count(value: Any) -> bool:

@@ -1,0 +1,29 @@
+from . import ops as ops
+from .core.cost import Cost as Cost
+from .core.cost import count as count
+from .core.cut import cut as cut
+from .core.cut import zero as zero
+from .core.graph import ChannelGraph as ChannelGraph
+from .core.graph import trace as trace
+from .core.plan import Plan as Plan
+from .core.plan import plan as plan
+from .errors import InputError as InputError
+from .models import VGG as VGG
+from .models import vgg11 as vgg11
+from .models import vgg13 as vgg13
+from .models import vgg16 as vgg16
+from .models import vgg19 as vgg19
+from .slim.absorb import absorb as absorb
+from .slim.criteria import bn_scale_mask as bn_scale_mask
+from .slim.criteria import bn_scales as bn_scales
+from .slim.prune import Pruned as Pruned
+from .slim.prune import prune as prune
+from .slim.recalibrate import recalibrate as recalibrate
+from .slim.sparsify import l1_proximal as l1_proximal
+from .slim.sparsify import l1_subgradient as l1_subgradient
+from .storage.checkpoint import Loaded as Loaded
+from .storage.checkpoint import load as load
+from .storage.checkpoint import save as save
+from .training.config import TrainConfig as TrainConfig
+
+__version__: str

@@ -1,0 +1,106 @@
+"""Finding a data set and loading it, with a cache of decoded images."""
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from jaxslim.data import archives, sources
+from jaxslim.data.sources import Dataset
+from jaxslim.errors import InputError
+from jaxslim.files import cache_folder, replacing
+
+CACHE_VERSION = 1  # raise it when the same source would decode to other pixels
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".gz")
+
+log = logging.getLogger(__name__)
+
+
+def load(dataset: str, *, data_dir: str | None = None, image_size: int = 32, channels: int = 3) -> Dataset:
+    """The data set called `dataset`, as uint8 images of image_size x image_size x channels and int32 labels.
+
+    An existing path wins over a name. Decoded TFDS data sets, folders and CIFAR archives are kept in
+    `$XDG_CACHE_HOME/jaxslim/data` (else `~/.cache`); deleting that folder is always safe.
+
+    Args:
+      dataset: `digits`, a TFDS name such as `cifar10`, or the path of an image folder (`train/CLASS/*.png`,
+        `test/CLASS/*.png`), of an .npz (`train_images`, `train_labels`, `test_images`, `test_labels`), or of a CIFAR
+        binary archive or the folder extracted from it.
+      data_dir: where TFDS keeps its data sets; without it the variable TFDS_DATA_DIR, then `~/tensorflow_datasets`.
+      image_size: height and width in pixels that images are resized to.
+      channels: 3 repeats grey images, 1 turns colour into luminance.
+
+    Raises:
+      InputError: there is no such data set, or it is damaged or not of the form above.
+    """
+    if image_size < 1 or channels not in (1, 3):
+        raise InputError(
+            f"image_size is {image_size} and channels {channels}; give at least 1 pixel, and 1 or 3 channels."
+        )
+    source = _find(dataset, data_dir)
+    if source.identity is None:
+        return source.read(image_size, channels)._replace(name=dataset)
+    key = json.dumps([CACHE_VERSION, source.identity, image_size, channels])
+    path = cache_folder() / "data" / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+    try:
+        return archives.read_npz(path, image_size, channels)._replace(name=dataset)
+    except InputError:  # absent or damaged
+        data = source.read(image_size, channels)._replace(name=dataset)
+    _store(path, data)
+    return data
+
+
+def _find(dataset: str, data_dir: str | None) -> sources.Source:
+    if not dataset:
+        raise InputError("The name of the data set is empty; give a name such as cifar10 or digits, or a path.")
+    path = Path(os.path.expanduser(dataset))
+    if os.path.isdir(path):
+        return archives.cifar(path) if archives.is_cifar_folder(path) else sources.folder(path)
+    is_archive = path.name.endswith(ARCHIVE_SUFFIXES)
+    if os.path.exists(path):
+        if path.suffix == ".npz":
+            return archives.npz(path)
+        if is_archive:
+            return archives.cifar(path)
+        raise InputError(
+            f"{dataset} is no data set; give an image folder, an .npz or a CIFAR binary archive (.tar.gz)."
+        )
+    if os.path.isabs(path) or dataset.startswith((".", "~")) or path.suffix == ".npz" or is_archive:
+        raise InputError(f"There is no file or folder {dataset}; check the path.")
+    if dataset == "digits":
+        return sources.digits()
+    from jaxslim.data import tfds  # costs a third of a second
+
+    return tfds.find(dataset, data_dir)
+
+
+def _store(path: Path, data: Dataset) -> None:
+    """Write `data` to `path` at once or not at all; a cache that cannot be written only costs time."""
+    arrays = {name: value for name, value in data._asdict().items() if name != "name"}
+    try:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
+    except OSError as error:
+        log.warning("Cannot cache decoded images in %s (%s); they will be decoded again next time.", path.parent, error)
+
+
+def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, np.ndarray, np.ndarray]:
+    """Set aside a random `share` of the training set, the same one for the same seed.
+
+    Returns:
+      `data` with the smaller training set, the held-out images (n, h, w, c) and their labels (n,).
+
+    Raises:
+      InputError: the share leaves no image on one of the two sides.
+    """
+    total = len(data.train_labels)
+    count = round(total * share) if 0 < share < 1 else 0
+    if not 0 < count < total:
+        raise InputError(f"A holdout of {share} of {total} images leaves none on one side; give a share such as 0.1.")
+    held = np.zeros(total, bool)
+    held[np.random.default_rng(seed).permutation(total)[:count]] = True
+    rest = data._replace(train_images=data.train_images[~held], train_labels=data.train_labels[~held])
+    return rest, data.train_images[held], data.train_labels[held]

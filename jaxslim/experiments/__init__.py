@@ -1,0 +1,1 @@
+"""Longer work on checkpoints: cutting, sweeps, and experiments in stages."""

@@ -1,0 +1,1 @@
+"""Formats of other frameworks and runtimes. Nothing is here yet."""

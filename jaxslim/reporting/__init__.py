@@ -1,0 +1,1 @@
+"""What an experiment found, as values, tables, files and plots. Nothing here imports JAX."""

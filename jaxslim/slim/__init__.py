@@ -1,0 +1,1 @@
+"""Slimming: what makes channels unimportant, what scores them, and the one call that prunes."""

@@ -1,0 +1,1 @@
+"""Checkpoints: arrays and JSON with checksums."""

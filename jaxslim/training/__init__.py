@@ -1,0 +1,1 @@
+"""Training a network from a configuration: the loop, and what it needs."""

@@ -1,0 +1,90 @@
+"""Loss and accuracy on a fixed set of images."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxslim.data import Dataset, augmenter, hold_out, normalise
+from jaxslim.ops import compiler_options
+from jaxslim.training.config import TrainConfig
+from jaxslim.training.feed import Batch, InMemory, check_batches, device_mesh, order, place, shardings
+from jaxslim.training.optimizer import losses
+
+
+class Evaluation(NamedTuple):
+    """Means over a set of images."""
+
+    loss: float
+    accuracy: float
+
+
+def evaluator(config: TrainConfig, module: Any, mesh: Mesh, images: Any, labels: Any) -> Callable[..., Evaluation]:
+    """Build `evaluate(variables) -> Evaluation` on a fixed set of images; it compiles once for all variables.
+
+    `evaluate(variables, check)` calls `check()` before each batch, which may raise.
+
+    Args:
+      config: for the loss, normalisation and `eval_batch_size`.
+      module: Linen module.
+      mesh: of `device_mesh`.
+      images: uint8 (n, h, w, c).
+      labels: int (n,).
+    """
+    step = evaluate_step(config, module, mesh)
+    everywhere, split = shardings(mesh)
+    count, size = len(labels), math.ceil(min(config.eval_batch_size, len(labels)) / mesh.size) * mesh.size
+    feed = InMemory(mesh, images, labels)
+    numbers = np.arange(math.ceil(count / size) * size, dtype=np.int32).reshape(-1, 1, size)
+    rows = [(np.minimum(row, count - 1), place(row[0] < count, split)) for row in numbers]
+
+    def evaluate(variables: Any, check: Callable[[], None] = lambda: None) -> Evaluation:
+        variables = place(variables, everywhere)
+        sums = []
+        for row, counted in rows:
+            check()
+            sums += [step(variables, batch, counted) for batch in feed.pick(row)]
+            jax.block_until_ready(sums[-2:-1])  # else all are queued before the first check means anything
+        loss, correct = (float(np.sum(jax.device_get(parts))) for parts in zip(*sums, strict=True))
+        return Evaluation(loss / count, correct / count)
+
+    return evaluate
+
+
+def evaluate_step(config: TrainConfig, module: Any, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Build `step(variables, batch, counted) -> (loss, correct)`, sums over the images where `counted` is true.
+
+    `batch` holds one step; `counted` is (batch,).
+    """
+    loss = losses(config)
+
+    def step(variables: Any, batch: Batch, counted: Any) -> tuple[jax.Array, jax.Array]:
+        chosen = batch.rows[0]
+        logits = module.apply(variables, normalise(batch.images[chosen], config.mean, config.std))
+        labels = batch.labels[chosen]
+        return jnp.sum(loss(logits, labels) * counted), jnp.sum((logits.argmax(-1) == labels) & counted)
+
+    return jax.jit(step, out_shardings=shardings(mesh)[0], compiler_options=compiler_options())
+
+
+def training_batches(config: TrainConfig, images: Dataset, count: int) -> list[jax.Array]:
+    """The first `count` batches of a shuffled epoch, augmented and normalised as in training; fewer if it has fewer.
+
+    What the configuration holds out of the training set is left out.
+
+    Raises:
+      InputError: the training set has no whole batch.
+    """
+    if config.holdout:
+        images, *_ = hold_out(images, config.holdout, config.seed)
+    pixels, mesh = images.train_images, device_mesh()
+    check_batches(config.batch_size, 1, len(pixels), mesh)
+    augment = augmenter(config.augment, pad=config.pad)
+    make = jax.jit(lambda batch, key: normalise(augment(batch, key), config.mean, config.std))
+    chosen = order(config.seed, 0, len(pixels), config.batch_size)[:count]
+    keys = jax.random.split(jax.random.key(config.seed), len(chosen))
+    return [make(pixels[row], key) for row, key in zip(chosen, keys, strict=True)]

@@ -1,0 +1,146 @@
+"""Batches of images on a mesh of devices."""
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxslim.errors import InputError
+
+log = logging.getLogger(__name__)
+
+STEPS_PER_CALL = 128
+"""Most training steps in one call on accelerators. A signal that asks a run to stop waits for the call to end."""
+
+
+class Batch(NamedTuple):
+    """What one call of a step takes, all of it on the devices."""
+
+    images: Any
+    """uint8 (n, height, width, channels): the whole set, or the images of this batch alone."""
+    labels: Any
+    """int (n,)"""
+    rows: Any
+    """int32 (steps, batch): which images each step takes. The batch axis is split over the devices."""
+
+
+class Feed(Protocol):
+    """Where training batches come from."""
+
+    steps_per_epoch: int
+
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch (from 1 on) after the first `skip` steps; the same ones for the same arguments."""
+
+
+class InMemory:
+    """Batches of a set of images that lies in host memory.
+
+    The whole set is copied to every device once, as it is, and steps pick from it. A set that would take more than a
+    quarter of the memory that is free there stays on the host, and each batch is sent when its turn comes; the numbers
+    are the same. On accelerators one call takes up to `STEPS_PER_CALL` steps, which keeps the host out of the way. On
+    CPUs a call takes one step: XLA runs the gradient of a convolution 30 to 60 times slower in a loop there.
+
+    Args:
+      mesh: of `device_mesh`.
+      images: uint8 (n, h, w, c).
+      labels: int (n,).
+      batch_size: images a step, over all devices together.
+      seed: of the order.
+    """
+
+    def __init__(self, mesh: Mesh, images: np.ndarray, labels: np.ndarray, batch_size: int = 1, seed: int = 0) -> None:
+        self.steps_per_epoch = len(labels) // batch_size
+        self._mesh, self._set, self._batch_size, self._seed = mesh, (images, labels), batch_size, seed
+        self._everywhere, _ = shardings(mesh)
+        size, free = images.nbytes + labels.nbytes, _free_memory(mesh)
+        self._on_host = size > free / 4
+        if self._on_host:
+            log.info(
+                "The %s images (%.2f GB) are too large for the device (%.2f GB free); batches come from the host.",
+                *(len(labels), size / 1e9, free / 1e9),
+            )
+        else:
+            self._set = place(self._set, self._everywhere)
+
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """See `Feed`."""
+        return self.pick(order(self._seed, epoch, len(self._set[1]), self._batch_size)[skip:])
+
+    def pick(self, rows: np.ndarray) -> Iterator[Batch]:
+        """The images at the indices `rows` (steps, batch), in as many calls as it takes."""
+        split = NamedSharding(self._mesh, PartitionSpec(None, "data"))
+        if self._on_host:
+            images, labels = self._set
+            positions = place(np.arange(rows.shape[1], dtype=np.int32)[None], split)
+            for row in rows:
+                mine = place((images[row], labels[row]), self._everywhere)
+                yield Batch(mine[0], mine[1], positions)
+        else:
+            for part in _calls(rows) if _looped(self._mesh) else rows[:, None]:
+                images, labels = self._set
+                yield Batch(images, labels, place(part, split))
+
+
+def order(seed: int, epoch: int, count: int, batch_size: int) -> np.ndarray:
+    """Indices (steps, batch_size) of an epoch's batches, by the arguments alone; a last short batch is left out."""
+    shuffled = np.random.default_rng([seed, epoch]).permutation(count)
+    return shuffled[: count // batch_size * batch_size].reshape(-1, batch_size).astype(np.int32)
+
+
+def check_batches(batch_size: int, epochs: int, count: int, mesh: Mesh) -> None:
+    """Refuse a batch size that the devices cannot share or that the training set of `count` images cannot fill."""
+    if batch_size % mesh.size:
+        fit = max(batch_size // mesh.size, 1) * mesh.size
+        raise InputError(f"A batch of {batch_size} cannot be split over {mesh.size} devices; use --batch-size {fit}.")
+    if batch_size > count:
+        raise InputError(f"A batch of {batch_size} is larger than the training set of {count}; use a smaller one.")
+    if (total := epochs * (count // batch_size)) >= 2**31:
+        raise InputError(f"{epochs} epochs take {total} steps, more than 2147483647; use fewer epochs.")
+
+
+def device_mesh() -> Mesh:
+    """All devices, of all processes, along one axis, `data`."""
+    devices = jax.devices()
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+
+
+def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+    """Copies on every device, and the first axis split over them."""
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Put `tree` on the devices of `sharding`. Every process must pass the same values; each fills its own devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return jax.tree.map(put, tree)
+
+
+def _calls(rows: np.ndarray) -> list[np.ndarray]:
+    """Split `rows` into one part a call. Equal parts compile once, so up to twice as many parts as needed are made
+    where those come out equal."""
+    least = math.ceil(len(rows) / STEPS_PER_CALL)
+    number = next((parts for parts in range(least, 2 * least) if parts and len(rows) % parts == 0), least)
+    return np.array_split(rows, number) if number else []
+
+
+def _looped(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform != "cpu"
+
+
+def _free_memory(mesh: Mesh) -> float:
+    """Bytes free on the device with the least; infinite where devices do not tell, as CPUs do not."""
+    stats = [device.memory_stats() or {} for device in mesh.local_devices]
+    return min(row["bytes_limit"] - row.get("bytes_in_use", 0) if "bytes_limit" in row else math.inf for row in stats)

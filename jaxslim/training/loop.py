@@ -1,0 +1,147 @@
+"""The training loop, top to bottom."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxslim import data
+from jaxslim.ops import compiler_options
+from jaxslim.slim.criteria import bn_scale_mask, scale_values
+from jaxslim.storage import checkpoint
+from jaxslim.training import feed
+from jaxslim.training.config import TrainConfig
+from jaxslim.training.evaluation import Evaluation, evaluator
+from jaxslim.training.network import build, load
+from jaxslim.training.optimizer import learning_rates, losses, optimizer
+from jaxslim.training.run import Run, Trained
+
+SMALL_SCALE = 1e-2
+"""BatchNorm scales below this count as switched off."""
+
+
+class Sums(NamedTuple):
+    """Sums over the images of an epoch so far."""
+
+    loss: Any
+    correct: Any
+    finite: Any
+    """Steps before the first loss that was not finite."""
+
+
+class TrainState(NamedTuple):
+    """All that changes while training, and all that a checkpoint needs to go on."""
+
+    step: Any
+    """Steps taken since the start of the run."""
+    variables: Any
+    optimizer: Any
+    sums: Sums
+
+
+def train(config: TrainConfig) -> Trained:
+    """Train what `config` says, or go on where its run stopped; a finished run is left as it is.
+
+    Raises:
+      InputError: the configuration, data, starting checkpoint or folder cannot be used.
+      DivergedError: the loss is not finite any more; earlier checkpoints stay.
+      StoppedError: SIGTERM or SIGINT came; the state is saved, in the middle of an epoch too.
+    """
+    with Run(config) as run:
+        if run.is_finished():
+            return run.result()
+        source = checkpoint.load(config.init_from) if config.init_from else None
+        images, held_out = load(config), None
+        if config.holdout:
+            images, *held_out = data.hold_out(images, config.holdout, config.seed)
+        mesh = feed.device_mesh()
+        feed.check_batches(config.batch_size, config.epochs, len(images.train_labels), mesh)
+        batches = feed.InMemory(mesh, images.train_images, images.train_labels, config.batch_size, config.seed)
+
+        module, variables = build(config, source, images)
+        rate = learning_rates(config, batches.steps_per_epoch)
+        tx = optimizer(config, rate, bn_scale_mask(variables))
+        step = train_step(config, module, tx, mesh)
+        test = evaluator(config, module, mesh, images.test_images, images.test_labels)
+        choose = evaluator(config, module, mesh, *held_out) if held_out else None
+
+        everywhere, _ = feed.shardings(mesh)
+        nothing = Sums(np.float32(0), np.int32(0), np.int32(0))
+        fresh = jax.tree.map(jnp.asarray, nothing)
+        state = TrainState(jnp.int32(0), variables, jax.jit(tx.init)(variables["params"]), fresh)
+        key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=everywhere)()
+        state = feed.place(run.begin(module, source, images, state, batches.steps_per_epoch), everywhere)
+        for epoch in run.epochs():
+            for batch in batches.batches(epoch, skip=run.steps_into(epoch)):
+                state = step(state, batch, key)
+                run.check(state, steps=len(batch.rows))
+            tested = test(state.variables, functools.partial(run.check, state))
+            row = measure(config, epoch, state, tested, rate, choose)
+            if not all(map(math.isfinite, row.values())):
+                run.diverge(row, int(state.sums.finite))
+            state = state._replace(sums=feed.place(nothing, everywhere))
+            run.record(row, state)
+    return run.result()
+
+
+def train_step(config: TrainConfig, module: Any, tx: optax.GradientTransformation, mesh: Any) -> Callable[..., Any]:
+    """Build `step(state, batch, key) -> state`, which takes the steps of one `Batch` in one call.
+
+    `key` and the number of the step fix augmentation and dropout. The old state is donated. BatchNorm sees the
+    statistics of the global batch.
+    """
+    loss = losses(config)
+    augment = data.augmenter(config.augment, pad=config.pad)
+
+    def loss_of(params: Any, stats: Any, images: Any, labels: Any, key: Any) -> tuple[jax.Array, Any]:
+        collections = {"params": params, **stats}
+        logits, stats = module.apply(collections, images, train=True, mutable=list(stats), rngs={"dropout": key})
+        values = loss(logits, labels)
+        return values.mean(), (stats, values.sum(), jnp.sum(logits.argmax(-1) == labels))
+
+    def one(state: TrainState, batch: feed.Batch, chosen: Any, key: Any) -> TrainState:
+        augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        images = data.normalise(augment(batch.images[chosen], augment_key), config.mean, config.std)
+        params = state.variables["params"]
+        stats = {name: value for name, value in state.variables.items() if name != "params"}
+        gradients, (stats, total, correct) = jax.grad(loss_of, has_aux=True)(
+            params, stats, images, batch.labels[chosen], dropout_key
+        )
+        updates, moments = tx.update(gradients, state.optimizer, params)
+        params = optax.apply_updates(params, updates)
+        loss_sum = state.sums.loss + total
+        sums = Sums(loss_sum, state.sums.correct + correct, state.sums.finite + jnp.isfinite(loss_sum))
+        return TrainState(state.step + 1, {"params": params, **stats}, moments, sums)
+
+    def step(state: TrainState, batch: feed.Batch, key: Any) -> TrainState:
+        if len(batch.rows) == 1:
+            return one(state, batch, batch.rows[0], key)
+        return lax.scan(lambda state, chosen: (one(state, batch, chosen, key), None), state, batch.rows)[0]
+
+    everywhere, _ = feed.shardings(mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=everywhere, compiler_options=compiler_options())
+
+
+def measure(
+    config: TrainConfig, epoch: int, state: TrainState, tested: Evaluation, rate: optax.Schedule, choose: Any
+) -> dict[str, Any]:
+    """The row of metrics.jsonl that an epoch leaves; accuracies are shares, losses are means of an image."""
+    sums, scales, steps = jax.device_get(state.sums), scale_values(state.variables), int(state.step)
+    seen = steps // epoch * config.batch_size
+    return {
+        "epoch": epoch,
+        "step": steps,
+        "loss": float(sums.loss) / seen,
+        "train_accuracy": int(sums.correct) / seen,
+        "learning_rate": float(rate(steps - steps // epoch)),
+        **({"l1": float(scales.sum()), "small_scales": float((scales < SMALL_SCALE).mean())} if scales.size else {}),
+        "test_loss": tested.loss,
+        "accuracy": tested.accuracy,
+        **({"holdout_accuracy": choose(state.variables).accuracy} if choose else {}),
+    }

@@ -1,0 +1,88 @@
+"""The data and the network that a configuration means."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxslim import data, models
+from jaxslim.errors import InputError, first_line
+from jaxslim.storage import checkpoint
+from jaxslim.storage.checkpoint import Loaded
+from jaxslim.training.config import TrainConfig, from_json
+
+
+def load(config: TrainConfig) -> data.Dataset:
+    """The images of a configuration."""
+    return data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)
+
+
+def load_trained(path: str | Path, **changes: Any) -> tuple[Loaded, TrainConfig, data.Dataset]:
+    """A checkpoint, the configuration it was trained with, and that configuration's images.
+
+    Args:
+      path: what `checkpoint.load` takes.
+      **changes: fields of the configuration to replace, where they are not None.
+
+    Raises:
+      InputError: as `checkpoint.load` and `data.load`, or the network does not fit the images.
+    """
+    loaded = checkpoint.load(path)
+    if not isinstance(fields := loaded.meta.get("config"), dict):
+        raise InputError(f"{path} names no training configuration; give a checkpoint that jaxslim train wrote.")
+    given = {name: value for name, value in changes.items() if value is not None}
+    config = dataclasses.replace(from_json(fields), **given)
+    images = load(config)
+    check_fit(loaded.module, loaded.variables, images, path)
+    return loaded, config, images
+
+
+def build(config: TrainConfig, source: Loaded | None, images: data.Dataset) -> tuple[Any, Any]:
+    """The Linen module and variables to start from: those of `source`, or new ones by the seed.
+
+    Raises:
+      InputError: the network cannot be built, or does not fit the images and their classes.
+    """
+    image = jnp.zeros((1, *images.train_images.shape[1:]))
+    classes, dtype = len(images.class_names), jnp.dtype(config.dtype)
+    if source is not None:
+        module, variables = source.module, source.variables
+        module = module.clone(dtype=dtype) if hasattr(module, "dtype") else module
+    else:
+        module = models.build(config.model, dict(config.model_args), num_classes=classes, dtype=dtype)
+        try:
+            variables = jax.jit(module.init)(jax.random.key(config.seed), image)
+        except InputError:
+            raise
+        except Exception as error:  # whatever the module, Flax and JAX find wrong
+            raise InputError(
+                f"model {config.model} cannot be applied to images of shape {image.shape[1:]} ({first_line(error)}); "
+                "change image_size, channels or model_args."
+            ) from error
+    check_fit(module, variables, images, config.init_from or config.model)
+    return module, variables
+
+
+def check_fit(module: Any, variables: Any, images: data.Dataset, name: Any) -> None:
+    """Refuse a data set of images that the network `name` cannot see, or with other classes than it tells apart.
+
+    Raises:
+      InputError: as above.
+    """
+    shape = images.test_images.shape[1:]
+    try:
+        logits = jax.eval_shape(module.apply, variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    except InputError:
+        raise
+    except Exception as error:  # whatever the module, Flax and JAX find wrong
+        raise InputError(
+            f"{name} cannot be applied to images of shape {shape} ({first_line(error)}); give the image_size and "
+            "channels that it was trained with."
+        ) from error
+    if logits.shape[-1] != len(images.class_names):
+        raise InputError(
+            f"{name} tells {logits.shape[-1]} classes apart and {images.name} has {len(images.class_names)}; give the "
+            "data set that it was trained on."
+        )

@@ -1,0 +1,78 @@
+"""Rates, optimizer and loss that a configuration names."""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from jaxslim.errors import InputError, first_line
+from jaxslim.slim.sparsify import l1_proximal, l1_subgradient
+from jaxslim.training.config import TrainConfig
+
+
+def learning_rates(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
+    """The rate of each step. A stepped one falls by `lr_drop_factor` at the first epoch that starts at or after each of
+    the shares `lr_drops` of the run."""
+    total = config.epochs * steps_per_epoch
+    if config.schedule == "cosine":
+        return optax.cosine_decay_schedule(config.learning_rate, total)
+    if config.schedule == "one-cycle":
+        return optax.cosine_onecycle_schedule(total, config.learning_rate)
+    factors: dict[int, float] = {}
+    for drop in config.lr_drops:
+        epoch = math.ceil(round(drop * config.epochs, 6))  # 0.55 * 100 is a little above 55
+        boundary = epoch * steps_per_epoch
+        factors[boundary] = factors.get(boundary, 1.0) * config.lr_drop_factor
+    return optax.piecewise_constant_schedule(config.learning_rate, factors)
+
+
+def optimizer(config: TrainConfig, rate: optax.Schedule, scale_mask: Any) -> optax.GradientTransformation:
+    """The optax chain of a configuration: L1 subgradient, weight decay, the optimizer, proximal L1.
+
+    With the defaults and `l1`, this is SGD as the PyTorch reference does it. `scale_mask` has the structure of the
+    parameters and is true for the scales that L1 pulls on; without `decay_scales`, weight decay spares them.
+
+    Raises:
+      InputError: optax has no such optimizer, or the optimizer does not take `optimizer_args`.
+    """
+    make = getattr(optax, config.optimizer, None)
+    if not callable(make) or "learning_rate" not in inspect.signature(make).parameters:
+        raise InputError(f"optimizer is {config.optimizer!r}; it must be one of optax's, for example sgd or adamw.")
+    takes = inspect.signature(make).parameters
+    decayed = None if config.decay_scales else jax.tree.map(lambda is_scale: not is_scale, scale_mask)
+    arguments: dict[str, Any] = {"momentum": config.momentum, "weight_decay": config.weight_decay, "mask": decayed}
+    arguments = {name: value for name, value in arguments.items() if name in takes} | dict(config.optimizer_args)
+    before, after = [], []
+    if config.l1 and config.l1_method == "proximal":
+        gathered = 1 - config.momentum if "momentum" in takes else 1
+        after = [l1_proximal(config.l1 / gathered, rate, scale_mask)]
+    elif config.l1:
+        before = [l1_subgradient(config.l1, scale_mask)]
+    if "weight_decay" not in takes:
+        before.append(optax.add_decayed_weights(config.weight_decay, decayed))
+    try:
+        return optax.chain(*before, make(rate, **arguments), *after)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"optimizer {config.optimizer} does not take the optimizer_args {dict(config.optimizer_args)} "
+            f"({first_line(error)}); it takes {', '.join(name for name in takes if name != 'learning_rate')}."
+        ) from error
+
+
+def losses(config: TrainConfig) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The loss that a configuration names: a function of logits (n, classes) and labels (n,) that gives losses (n,)."""
+    smoothing = config.label_smoothing
+
+    def targets(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
+
+    if config.loss == "focal":
+        return lambda logits, labels: optax.sigmoid_focal_loss(logits, targets(logits, labels)).sum(-1)
+    if config.loss == "squared-error":
+        return lambda logits, labels: optax.squared_error(logits, targets(logits, labels)).sum(-1)
+    if smoothing:
+        return lambda logits, labels: optax.softmax_cross_entropy(logits, targets(logits, labels))
+    return optax.softmax_cross_entropy_with_integer_labels
