@@ -1,6 +1,6 @@
 """VGG-19 on CIFAR-100 without sparsity.
 
-Command: python -m jaxslim.train configs/cifar100_baseline.py
+Command: jaxslim train cifar100-baseline
 Cost: 160 epochs of 50,000 images, about 19 PFLOP.
 Expected: 72 % (the network-slimming authors report 72.12 % with batches of 64 and CIFAR's own mean and deviation).
 """

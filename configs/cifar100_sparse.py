@@ -1,6 +1,6 @@
 """VGG-19 on CIFAR-100 with the L1 pull on the BatchNorm scales, lambda 1e-4.
 
-Command: python -m jaxslim.train configs/cifar100_sparse.py
+Command: jaxslim train cifar100-sparse
 Then:    jaxslim prune runs/cifar100-sparse --ratio 0.5 --out runs/cifar100-pruned
 Cost: 160 epochs of 50,000 images, about 19 PFLOP.
 Expected: 72 % (the network-slimming authors report 72.05 %).

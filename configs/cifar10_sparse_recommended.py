@@ -1,10 +1,10 @@
 """VGG-19 on CIFAR-10 with the proximal L1 pull, lambda 1e-4: scales become exactly zero.
 
-Command: python -m jaxslim.train configs/cifar10_sparse_recommended.py
-Then:    jaxslim prune runs/cifar10-proximal --ratio 0.7 --absorb --recalibrate 20 --out runs/cifar10-best-cut
-Cost: as cifar10_sparse.py, about 19 PFLOP.
-Expected: as cifar10_sparse.py, 94.0 %, and more of it before fine-tuning, by what was measured at a quarter of the
-widths (README); at full size it is not yet run.
+Command: jaxslim train cifar10-sparse-recommended
+Then:    jaxslim prune runs/cifar10-proximal --ratio 0.7 --recalibrate 20 --out runs/cifar10-best-cut
+Cost: as cifar10-sparse, about 19 PFLOP.
+Expected: 94.0 % as for cifar10-sparse, and more of it before fine-tuning. This is what a quarter of the widths showed
+(README); the full size has not been run yet.
 """
 
 from jaxslim.training.config import TrainConfig

@@ -1,6 +1,6 @@
 """A small VGG on scikit-learn's handwritten digits, without sparsity. No download.
 
-Command: python -m jaxslim.train configs/digits_baseline.py
+Command: jaxslim train digits-baseline
 Cost: half a minute on 2 CPU cores.
 Expected: over 99 %.
 """

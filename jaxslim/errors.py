@@ -10,20 +10,20 @@ class DivergedError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """A signal asked a run to stop, and it saves its state; commands exit with 128 + the signal's number."""
+    """A signal asked a run to stop, and the run saves its state; commands exit with 128 + the signal's number."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(f"stopped by signal {signal}")
         self.signal = signal
         self.saved = True
-        """Whether the state where it stopped could be saved."""
+        """Whether the run could save its state."""
 
 
 def quoted(value: object) -> str:
-    """What the user gave, short enough and on one line, to stand in a message; arrays have many."""
+    """The `repr` of what the user gave, on one line and short enough for a message."""
     return " ".join(repr(value).split())[:60]
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of somebody else's error, short enough to stand in a message of ours."""
+    """The first line of another library's error, short enough for a message."""
     return [*str(error).strip().splitlines(), type(error).__name__][0][:200]

@@ -1,10 +1,8 @@
-"""Files that appear whole or not at all, and where the cached ones lie."""
+"""Files that appear whole or not at all, locked folders, and the cache folder."""
 
 import contextlib
 import errno
-import fcntl
 import os
-import platform
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,46 +10,38 @@ from pathlib import Path
 from jaxslim.errors import InputError
 
 UNFINISHED = ".unfinished-"
-"""How the names of files and folders start that are being written or deleted."""
+"""Prefix of files and folders that are being written or deleted."""
+
+LOCK = ".lock"
+"""Name of the file by which a process claims a folder."""
 
 
 def cache_folder() -> Path:
-    """Where jaxslim keeps what it can make again: `$XDG_CACHE_HOME/jaxslim`, else `~/.cache/jaxslim`."""
+    """The folder for what jaxslim can make again: `$XDG_CACHE_HOME/jaxslim`, else `~/.cache/jaxslim`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "jaxslim"
 
 
 def check_path(path: str | Path) -> None:
-    """Refuse what is no path, is not UTF-8 or holds a zero byte: orbax would stop with half of a checkpoint written."""
-    if not isinstance(path, str | Path):
-        raise InputError(f"The path is of type {type(path).__name__}; pass a str or a Path.")
-    path = str(path)
-    if "\0" in path or any("\ud800" <= sign <= "\udfff" for sign in path):
-        raise InputError(f"The path {path!r} is not valid UTF-8; choose another name.")
+    """Refuse a path that orbax would write half a checkpoint to, and an empty one, which would mean this folder.
 
-
-def flush(*paths: Path) -> None:
-    """Have the disk take the content of files and the entries of folders, so that they outlive a loss of power."""
-    for path in paths:
-        number = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # a file system that cannot
-                raise
-        finally:
-            os.close(number)
+    Raises:
+      InputError: it is empty, holds a zero byte or is not valid UTF-8.
+    """
+    text = str(path)
+    if not text or "\0" in text or any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise InputError(f"The path {text!r} is {'not valid UTF-8' if text else 'empty'}; choose another name.")
 
 
 def nearest(path: Path) -> Path:
-    """The path itself, or the first of its parents that exists."""
+    """The path itself, or the nearest of its parents that exists."""
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
 def check_out(out: Path) -> None:
-    """Refuse an `--out` that cannot become a folder or be written to, before the work.
+    """Refuse, before the work, an `--out` that cannot become a folder or be written to.
 
     Raises:
-      InputError: a file is in its place, or it may not be written to.
+      InputError: a file is in its place, or its folder cannot be written to.
     """
     there = nearest(out)
     if not there.is_dir():
@@ -60,42 +50,77 @@ def check_out(out: Path) -> None:
         raise InputError(f"{there} cannot be written to; choose another --out.")
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError name `path` if it names no file, as that of a read or a write."""
+    try:
+        yield
+    except OSError as error:
+        raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from None
+
+
+def flush(*paths: Path) -> None:
+    """Wait until the content of files and the entries of folders are on the disk, to outlast a loss of power."""
+    for path in paths:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            with naming(path):
+                os.fsync(number)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a file system that cannot flush
+                raise
+        finally:
+            os.close(number)
+
+
 def set_aside(path: Path) -> Path:
-    """Rename what is damaged to a name of its own that ends in `.damaged`, and give that."""
+    """Rename something damaged to a new name that ends in `.damaged`, and return the new path."""
     return path.rename(path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged"))
-
-
-LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def locked(folder: Path, option: str = "--workdir") -> Iterator[None]:
-    """Make `folder`, which `option` names, and keep other processes out; the lock ends with this process in any case.
+    """Make a folder and keep other processes out of it; a folder that stays empty disappears again.
+
+    Args:
+      folder: what to make and lock. The lock ends with this process in any case.
+      option: the option that names the folder, for the message.
 
     Raises:
-      InputError: another process is in there.
+      InputError: another process has locked it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as file:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=0)
+    while not lock.is_locked:
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read(200).strip() or "another process"
-            raise InputError(f"{folder} is in use by {owner}; wait for it, or choose another {option}.") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+            lock.acquire()
+        except Timeout:
+            message = f"{folder} is in use by another process; wait for it, or choose another {option}."
+            raise InputError(message) from None
+        except FileNotFoundError:  # the process before has just removed its empty folder
+            continue
+    try:
         yield
+    finally:
+        with contextlib.suppress(OSError):  # the folder is not empty, or gone
+            if [*folder.iterdir()] == [folder / LOCK]:
+                (folder / LOCK).unlink()  # before the release, so that the next process makes a new one
+                for place in made:
+                    place.rmdir()
+        lock.release()
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which then replaces `path` in one step; a reader or a crash sees the old file or the new."""
+    """A path to write to, which then replaces `path` in one step; readers and crashes see the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         flush(temporary)
         os.replace(temporary, path)
         flush(path.parent)

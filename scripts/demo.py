@@ -1,43 +1,44 @@
-"""The whole of network slimming on real images that need no download: train, look, cut, fine-tune, report."""
+"""Network slimming from start to end on real images that need no download: train, look, cut, fine-tune, report."""
 
 import dataclasses
+import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from jaxslim.commands.cli import load_config, run
+from jaxslim.commands.arguments import parse
+from jaxslim.commands.cli import command_line, run, start_jax
 from jaxslim.errors import InputError
-from jaxslim.training.config import TrainConfig
+from jaxslim.experiments.configs import load_config
 
 HOME = Path(__file__).resolve().parents[1]
+EXAMPLES = ("scripts/demo", "scripts/demo --ratio 0.5 --out /tmp/demo")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Baseline, sparse training, ratio sweep, cut and fine-tuning of a small VGG on handwritten digits."""
+    """Train a small VGG on handwritten digits without and with sparsity, sweep the ratios, cut it and fine-tune it."""
 
     out: Path = HOME / "runs" / "demo"
     """Folder of the runs and the report; what it holds already is not done again."""
     ratio: float = 0.7
     """Share of the channels to cut before fine-tuning."""
     epochs: int | None = None
-    """Epochs of each training; the configs' own if not given."""
+    """Epochs of each training; by default what each config says."""
 
 
 def main(argv: list[str]) -> None:
     """The command."""
-    options = tyro.cli(Options, args=argv, prog="scripts/demo")
+    options = parse(Options, argv, prog="scripts/demo", examples=EXAMPLES)
     out, folder = options.out.absolute(), options.out.absolute() / "report"
     if not 0 < options.ratio < 1:
         raise InputError(f"The ratio is {options.ratio}; it must lie in (0, 1), for example 0.7.")
     command = " ".join(["scripts/demo", *argv])
     old = folder / "report.md"
     if old.exists() and f"- command: {command}" in old.read_text(errors="replace").splitlines():
-        print((folder / "report.md").read_text())
-        print(f"Done before; delete {out} to start over. Report: {folder}/report.md")
+        print(old.read_text())
+        print(f"Done before; delete {out} to start over. Report: {old}")
         return
     import jax
 
@@ -45,56 +46,68 @@ def main(argv: list[str]) -> None:
     from jaxslim.core.cost import count
     from jaxslim.experiments import sweep
     from jaxslim.experiments.cutting import cut_once, save_cut
+    from jaxslim.experiments.finetuning import finetuning
     from jaxslim.reporting import report
     from jaxslim.storage import checkpoint
     from jaxslim.training.loop import train
 
+    start_jax()
     started = time.perf_counter()
+    changes: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
+    runs = {"baseline": out / "baseline", "sparse": out / "sparse", "fine-tuned": out / f"finetuned-{options.ratio:g}"}
+    pruned, ratio = out / f"pruned-{options.ratio:g}", options.ratio
 
-    def announce(what: str) -> None:
-        print(f"\n--- {what} ---", flush=True)
+    def announce(step: str, *words: object, **options: object) -> None:
+        print(f"\n--- {step}: {command_line(*words, **options)} ---", flush=True)
 
-    def config(name: str, **changes: Any) -> TrainConfig:
-        if options.epochs is not None:
-            changes["epochs"] = options.epochs
-        return dataclasses.replace(load_config(str(HOME / "configs" / f"digits_{name}.py")), **changes)
+    def trained(name: str) -> Any:
+        config = dataclasses.replace(load_config(f"digits-{name}"), **changes, workdir=str(runs[name]))
+        return train(config)
 
-    announce(f"1/5 baseline: python -m jaxslim.train configs/digits_baseline.py --workdir {out}/baseline")
-    baseline = train(config("baseline", workdir=str(out / "baseline")))
-    announce(f"2/5 sparse training: python -m jaxslim.train configs/digits_sparse.py --workdir {out}/sparse")
-    sparse = train(config("sparse", workdir=str(out / "sparse")))
-    announce(f"3/5 ratio sweep: python scripts/ratio_sweep.py {out}/sparse --baseline {out}/baseline")
-    ratios = tuple(sorted({*sweep.RATIOS, options.ratio}))
-    result = sweep.study(str(sparse.folder / "latest"), out / "sweep", ratios=ratios, baseline=str(baseline.folder))
-    pruned = out / f"pruned-{options.ratio:g}"
-    announce(f"4/5 cut: jaxslim prune {out}/sparse --ratio {options.ratio:g} --out {pruned}")
+    announce("1/5 baseline", "train", "digits-baseline", workdir=runs["baseline"])
+    baseline = trained("baseline")
+    announce("2/5 sparse training", "train", "digits-sparse", workdir=runs["sparse"])
+    sparse = trained("sparse")
+    announce("3/5 ratio sweep", "sweep", runs["sparse"], baseline=runs["baseline"])
+    ratios = tuple(sorted({*sweep.RATIOS, ratio}))
+    found = sweep.study(sparse.folder, out / "sweep", ratios=ratios, absorb=True, baseline=baseline.folder)
+    announce("4/5 cut", "prune", runs["sparse"], ratio=ratio, out=pruned)
     if not pruned.exists():
-        show(*save_cut(sparse.folder, pruned, options.ratio))
-    cut_once(sparse.folder, pruned, options.ratio, None)  # refuses one of another checkpoint
-    announce(f"5/5 fine-tuning: python -m jaxslim.train configs/digits_finetune.py --init-from {pruned}")
-    tuned = train(config("finetune", workdir=str(out / f"finetuned-{options.ratio:g}"), init_from=str(pruned)))
+        show(*save_cut(sparse.folder, pruned, ratio, absorb=True))
+    cut_once(sparse.folder, pruned, ratio, absorb=True)  # refuses one of another checkpoint
+    announce("5/5 fine-tuning", "train", "digits-finetune", init_from=pruned, workdir=runs["fine-tuned"])
+    tuned = train(finetuning(pruned, load_config("digits-finetune"), **changes, workdir=str(runs["fine-tuned"])))
 
-    finetuned = {options.ratio: tuned.metrics["accuracy"]}
-    sweep_rows = tuple(dataclasses.replace(r, finetuned_accuracy=finetuned.get(r.ratio)) for r in result.sweep)
-    cut_row = next(row for row in sweep_rows if row.ratio == options.ratio)
-    full = result.sweep[0]
+    finetuned = {ratio: tuned.metrics["accuracy"]}
+    rows = tuple(dataclasses.replace(row, finetuned_accuracy=finetuned.get(row.ratio)) for row in found.sweep)
+    full, cut = rows[0], next(row for row in rows if row.ratio == ratio)
     module, variables, meta = checkpoint.load(tuned.folder)
     small = count(module.apply, variables, jax.ShapeDtypeStruct((1, *meta["image_shape"]), "float32"))
-    stages = (
+    steps = (
         ("Baseline", baseline.metrics["accuracy"], full),
         ("Trained with sparsity", sparse.metrics["accuracy"], full),
-        (f"Cut at {options.ratio:g}", cut_row.accuracy, cut_row),
+        (f"Cut at {ratio:g}", cut.accuracy, cut),
         ("Fine-tuned", tuned.metrics["accuracy"], small),
     )
-    rows = tuple(report.Stage(name=n, accuracy=a, params=size.params, macs=size.macs) for n, a, size in stages)
-    notes = {**result.notes, "run time": f"{time.perf_counter() - started:.0f} s", "command": command}
     result = dataclasses.replace(
-        result, title="Network slimming on handwritten digits", stages=rows, sweep=sweep_rows, notes=notes
+        found,
+        title="Network slimming on handwritten digits",
+        pipeline=tuple(
+            report.PipelineRow(name=name, accuracy=accuracy, params=size.params, macs=size.macs)
+            for name, accuracy, size in steps
+        ),
+        sweep=rows,
+        curves={name: _rows(run / "metrics.jsonl") for name, run in runs.items()},
+        notes={**found.notes, "run time": f"{time.perf_counter() - started:.0f} s", "command": command},
     )
-    announce("what was measured")
+    print("\n--- what was measured ---", flush=True)
     report.show(result)
     report.write(result, folder)
     print(f"Report: {folder}/report.md (with CSV, JSON and plots beside it)")
+
+
+def _rows(metrics: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in metrics.read_text().splitlines()]
 
 
 if __name__ == "__main__":

@@ -1,252 +1,174 @@
 """The report of `reproduce.py`: means over the seeds beside the published figures."""
 
-import dataclasses
+import contextlib
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import reproduce_stages as plan
+from reproduce_stages import PULLS, RATIO, TECHNIQUES, TUNINGS, epochs
 
 from jaxslim.errors import InputError
+from jaxslim.experiments.hardware import machine
 from jaxslim.experiments.stages import Outcome
-from jaxslim.experiments.sweep import machine
-from jaxslim.models import WIDTHS
-from jaxslim.reporting.report import Report, SweepRow, Table
-from jaxslim.reporting.report import Stage as Row
+from jaxslim.models import WIDTHS, architecture, build
+from jaxslim.reporting.report import PipelineRow, Report, SweepRow, Table
 from jaxslim.slim.criteria import scale_values
 from jaxslim.storage import checkpoint
 from jaxslim.training.config import RATIOS, TrainConfig
 
-PUBLISHED = Path(__file__).with_name("published.json")
+PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_bytes())
+"""Figures of others, by who published them."""
 AS_PUBLISHED = "of VGG-19 on CIFAR-10 with all widths, 160 epochs and L1 1e-4"
-CUT_LABELS = {"cut": "none", "cut-absorbed": "absorbed", "cut-recalibrated": "recalibrated", "cut-both": "both"}
-Seeds = Sequence[dict[str, Outcome]]
+Seeds = Sequence[Mapping[str, Outcome]]
+"""What became of each seed's stages."""
 
 
-def published() -> dict[str, Any]:
-    """The figures of others.
+def compose(base: TrainConfig, data: str, outcomes: Mapping[Path, Mapping[str, Outcome]], command: str) -> Report:
+    """Build the report from the outcomes of each seed's stages, by the seed's folder.
 
-    Raises:
-      InputError: their file is missing or damaged.
+    Tables show means over the seeds; pipeline, sweep and plots show the seed that failed least. `data` is the data set
+    in words, or only its name if it is whole.
     """
-    try:
-        figures = json.loads(PUBLISHED.read_bytes())
-        return {name: dict(figures[name]) for name in ("reference", "foolwood", "authors", "paper")}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{PUBLISHED} cannot be read; restore it: git checkout {PUBLISHED.name}.") from None
-
-
-def gather(
-    base: TrainConfig, data: str, homes: Sequence[Path], seeds: Seeds, command: str, others: dict[str, Any]
-) -> Report:
-    """Means over the seeds beside the published figures; pipeline, sweep and plots are of the seed that failed least.
-
-    Args:
-      base: what all trainings share.
-      data: the data set, in words; by its name alone if it is whole.
-      homes: folder of each seed.
-      seeds: outcomes of each seed.
-      command: what was called.
-      others: of `published`.
-    """
-    labels = _labels(base)
-    best = min(range(len(seeds)), key=lambda seed: len(failures(seeds[seed : seed + 1])))
-    shown = {name: outcome.result for name, outcome in seeds[best].items() if outcome.result}
-    rows = [
-        SweepRow(**row | {name: tuple(row[name]) for name in ("protected", "widths")})
-        for row in shown.get("sweep", {}).get("rows", [])
-    ]
-    for index, row in enumerate(rows):
-        if row.ratio == plan.RATIO and "tuned-long" in shown:
-            rows[index] = dataclasses.replace(row, finetuned_accuracy=shown["tuned-long"]["accuracy"])
-    scales, gone = {}, []
-    for name in ("baseline", "sparse", *plan.PULLS):
-        try:
-            if name in shown:
-                scales[name] = scale_values(checkpoint.load(homes[best] / name).variables)
-        except InputError:  # only the plot needs it
-            gone.append(name)
-    as_published = (data, base.epochs, base.widths, base.l1) == ("cifar10", 160, WIDTHS["vgg19"], 1e-4)
-    seconds = sum(outcome.seconds for outcomes in seeds for outcome in outcomes.values())
+    seeds = list(outcomes.values())
+    home, stages = min(outcomes.items(), key=lambda item: len(failures([item[1]])))
+    shown = {name: outcome.result for name, outcome in stages.items() if outcome.result}
+    rows, tuned = shown.get("sweep", {}).get("rows", []), {RATIO: shown.get("tuned-long", {}).get("accuracy")}
+    trained = [name for name in ("baseline", *(f"sparse{pull}" for pull in PULLS)) if name in shown]
+    scales = {}
+    for name in trained:
+        with contextlib.suppress(InputError):  # only the plot needs the checkpoint
+            scales[name] = scale_values(checkpoint.load(home / name).variables)
+    sweeps = _sweeps(seeds)
+    network = build(base.model, dict(base.model_args), num_classes=10, dtype=base.dtype)
+    recipe = f"{base.epochs} epochs, L1 {base.l1:g}, {base.dtype}; {len(seeds)} seed(s)"
+    as_published = (data, base.epochs, base.l1, base.model_args["widths"]) == ("cifar10", 160, 1e-4, WIDTHS["vgg19"])
+    spent = sum(outcome.seconds for stages in seeds for outcome in stages.values())
     notes = {
-        "recipe": f"VGG with widths {' '.join(map(str, base.widths or ()))}; {base.epochs} epochs, L1 {base.l1:g}, "
-        f"{base.dtype}; {len(seeds)} seed(s)",
-        **({} if len(seeds) == 1 else {"pipeline, sweep, architectures and plots": f"of seed {best}"}),
+        "recipe": f"VGG {architecture(network)}; {recipe}",
+        "pipeline, sweep, architectures and plots": f"of {home.name}" if len(seeds) > 1 else "",
         "data": data,
-        **({} if as_published else {"published figures": f"{AS_PUBLISHED}: no comparison"}),
+        "published figures": "" if as_published else f"{AS_PUBLISHED}: no comparison",
         "reference at 0.7": "its two tables give 10.00 and 93.01 before fine-tuning; its ratio 0 is the baseline",
         "accuracy": "of the last epoch, on the test images",
-        "wall time": f"{seconds:.0f} s, without what interrupted processes spent on a stage",
+        "wall time": f"{spent:.0f} s, without what interrupted processes spent on a stage",
         **machine(),
         "command": command,
-        **({"scales left out": f"the checkpoint of {', '.join(gone)} is gone or damaged"} if gone else {}),
-        **({"failed": "; ".join(failed)} if (failed := failures(seeds)) else {}),
+        "checkpoints gone or damaged, so that no plot shows their scales": ", ".join(sorted({*trained} - {*scales})),
+        "failed": "; ".join(failures(seeds)),
     }
     return Report(
         title=f"Network slimming of VGG on {'CIFAR-10' if data == 'cifar10' else data}",
-        stages=tuple(
-            Row(name=label, **{value: shown[name][value] for value in ("accuracy", "params", "macs")})
-            for name, label in labels.items()
+        pipeline=tuple(
+            PipelineRow(name=label, **{value: shown[name][value] for value in ("accuracy", "params", "macs")})
+            for name, label in _labels(base).items()
             if name in shown
         ),
-        sweep=tuple(rows),
-        channels=rows[0].kept if rows else {},
+        sweep=tuple(SweepRow(**row | {"finetuned_accuracy": tuned.get(row["ratio"])}) for row in rows),
+        channels=rows[0]["kept"] if rows else {},
         scales=scales,
         compared={
-            label: tuple((ratio, statistics.fmean(_at_ratio(seeds, name, ratio))) for ratio in RATIOS)
-            for name, label in _sweeps(seeds).items()
+            label: tuple((ratio, statistics.fmean(_values(seeds, name, "accuracy", ratio))) for ratio in RATIOS)
+            for name, label in sweeps.items()
+            if len(sweeps) > 1
         },
-        tables=tuple(table for table in _tables(base, seeds, others) if table.rows),
-        notes=notes,
+        more_tables=tuple(table for table in tables(base, seeds) if table.rows),
+        notes={name: note for name, note in notes.items() if note},
     )
 
 
-def _labels(base: TrainConfig) -> dict[str, str]:
-    short, long = max(1, base.epochs // 16), max(1, base.epochs // 4)
-    return {
-        "baseline": "Baseline",
-        "sparse": "Trained with sparsity",
-        "cut": f"Cut at {plan.RATIO:g}",
-        "tuned-short": f"Fine-tuned, {_epochs(short)}",
-        "tuned-long": f"Fine-tuned, {_epochs(long)}",
-    }
-
-
-def _epochs(number: int) -> str:
-    return "1 epoch" if number == 1 else f"{number} epochs"
-
-
-def _pulls() -> dict[str, str]:
-    """What the names of stages end with, and what it means, for each way to pull the scales."""
-    return {"": "subgradient", **{f"-{pull}": pull.removeprefix("sparse-").replace("-", ", ") for pull in plan.PULLS}}
-
-
-def _sweeps(seeds: Seeds) -> dict[str, str]:
-    """Names of the sweeps, where there are several to compare, and what they are of."""
-    pulls = _pulls()
-    labels = {
-        "sweep": "as the reference",
-        **{f"sweep-{cut}": CUT_LABELS[cut] for cut in list(plan.CUTS)[1:]},
-        **{f"sweep-{pull}": pulls[f"-{pull}"] for pull in plan.PULLS},
-        **{f"sweep-{pull}-both": f"{pulls[f'-{pull}']}; both" for pull in plan.PULLS},
-    }
-    found = {name: label for name, label in labels.items() if _values(seeds, name, "rows")}
-    return found if len(found) > 1 else {}
-
-
 def failures(seeds: Seeds) -> list[str]:
-    """What failed, and how many stages could not be run for that."""
+    """Which stages failed, and how many stages could not run because of these."""
     outcomes = [(seed, name, outcome) for seed, stages in enumerate(seeds) for name, outcome in stages.items()]
     failed = [f"seed {seed}: {name} ({one.failure})" for seed, name, one in outcomes if one.failure and not one.blocked]
     blocked = sum(outcome.blocked for *_, outcome in outcomes)
     return [*failed, *([f"{blocked} more that need their results"] if blocked else [])]
 
 
-def _values(seeds: Seeds, name: str, value: str = "accuracy") -> list[Any]:
-    return [outcomes[name].result[value] for outcomes in seeds if name in outcomes and outcomes[name].result]
-
-
-def _at_ratio(seeds: Seeds, sweep: str, ratio: float) -> list[float]:
-    return [rows[RATIOS.index(ratio)]["accuracy"] for rows in _values(seeds, sweep, "rows")]
-
-
-def _percent(values: Sequence[float]) -> str:
-    """Mean of shares as a percentage, with the deviation where there are several."""
-    if not values:
-        return ""
-    deviation = f" \N{PLUS-MINUS SIGN} {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.2f}{deviation}"
-
-
-def _tables(base: TrainConfig, seeds: Seeds, published: dict[str, Any]) -> list[Table]:
-    def accuracy(name: str) -> str:
-        return _percent(_values(seeds, name))
-
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.2f}"
-
-    labels = _labels(base)
-    keys = {"baseline": "baseline", "sparse": "sparse", "cut": "cut", "tuned-short": "short", "tuned-long": "long"}
-    beside = [
-        [label, accuracy(name), *(number(other.get(keys[name])) for other in published.values())]
-        for name, label in labels.items()
-    ]
-    beside.append(["Fine-tuned, 160 epochs", "", *(number(other.get("longer")) for other in published.values())])
-    for name, label in (("params", "Parameters left (M)"), ("macs", "MACs left (G)")):
-        sizes = _values(seeds, "cut", name)
-        mine = number(statistics.fmean(sizes) / {"params": 1e6, "macs": 1e9}[name]) if sizes else ""
-        beside.append([label, mine, *(number(other.get(name)) for other in published.values())])
-
-    reference, foolwood, paper = (published[name] for name in ("reference", "foolwood", "paper"))
-    sizes = _values(seeds, "sweep", "rows")
-    sweeps = [
-        [f"{ratio:g}", _percent(_at_ratio(seeds, "sweep", ratio)), number(sizes[0][place]["params"] / 1e6)]
-        + [number(value) for other in (reference, foolwood) for value in other["sweep"][f"{ratio:.1f}"]]
-        for place, ratio in enumerate(RATIOS)
-        if sizes
-    ]
-    full = _values(seeds, "baseline", "params")
-    passes = [
-        [str(place), accuracy(f"pass-{place}-cut"), accuracy(f"pass-{place}"), number(100 * (1 - left[0] / full[0]))]
-        + [number(value) for value in paper["passes"][place - 1]]
-        for place in range(1, plan.PASSES + 1)
-        if full and (left := _values(seeds, f"pass-{place}", "params"))
-    ]
-    short, long = labels["tuned-short"].partition(", ")[2], labels["tuned-long"].partition(", ")[2]
-    pulls = _pulls()
+def tables(base: TrainConfig, seeds: Seeds) -> list[Table]:
+    """The tables that compare with published figures, and the ways to train and cut with each other."""
+    labels, sweeps, size, gone = _labels(base), _sweeps(seeds), "Parameters (M)", "Parameters cut (%)"
+    short, long = (labels[name].partition(", ")[2] for name in ("tuned-short", "tuned-long"))
+    beside = ["", "jaxslim", *(other["name"] for other in PUBLISHED.values())]
+    by_ratio = ["Ratio", *sweeps.values(), size, "Reference (%)", size, "foolwood (%)", size]
+    passes = ["Pass", "Cut (%)", f"Trained on, {long} (%)", gone, "Paper (%)", f"Paper: {gone.lower()}"]
+    tunings = [f"{what.capitalize()}, {long if 'long' in name else short} (%)" for name, what in TUNINGS.items()]
     techniques = [
-        [f"{how}; {name}", accuracy(f"{cut}{pull}")]
-        + [accuracy(f"tuned-short-{cut}{pull}" if cut != "cut" or pull else "tuned-short")]
-        + [accuracy(f"tuned-short-{cut}{pull}-{schedule}") for schedule in ("cosine", "one-cycle")]
-        + [accuracy(f"tuned-long-{cut}{pull}" if cut != "cut" or pull else "tuned-long")]
-        + [accuracy(f"tuned-long-{cut}-cosine{pull}")]
-        for pull, how in pulls.items()
-        for cut, name in CUT_LABELS.items()
-        if _values(seeds, f"{cut}{pull}") and _values(seeds, "cut-both")
+        [label, *(_percent(seeds, name.replace("sweep", column)) for column in ("cut", *TUNINGS))]
+        for name, label in sweeps.items()
+        if len(sweeps) > 1
     ]
-    shown = _sweeps(seeds)
-    by_ratio = [
-        [f"{ratio:g}", *(_percent(_at_ratio(seeds, name, ratio)) for name in shown)] for ratio in RATIOS if shown
-    ]
+    title = f"Techniques at {RATIO:g}: L1 method; absorption and recalibration of the cut"
     return [
-        Table("Beside what is published", ["", "jaxslim", *(other["name"] for other in published.values())], beside),
-        Table(
-            "The sweep beside what is published",
-            [
-                "Ratio",
-                "jaxslim (%)",
-                "Parameters (M)",
-                "Reference (%)",
-                "Parameters (M)",
-                "foolwood (%)",
-                "Parameters (M)",
-            ],
-            sweeps,
-        ),
-        Table(
-            "Several passes, each cutting up to half of each layer",
-            [
-                "Pass",
-                "Cut (%)",
-                f"Trained on, {long} (%)",
-                "Parameters cut (%)",
-                "Paper (%)",
-                "Paper: parameters cut (%)",
-            ],
-            passes,
-        ),
-        Table(
-            "Accuracy (%) without fine-tuning, by technique",
-            ["Ratio", *shown.values()],
-            by_ratio,
-            "compared.png",
-        ),
-        Table(
-            f"Techniques at {plan.RATIO:g}: L1 method; absorption and recalibration of the cut",
-            ["", "Cut (%)", *(f"{rate}, {short} (%)" for rate in ("Stepped", "Cosine", "One-cycle"))]
-            + [f"{rate}, {long} (%)" for rate in ("Stepped", "Cosine")],
-            techniques,
-        ),
+        Table("Beside what is published", beside, _beside(labels, seeds)),
+        Table("Accuracy (%) without fine-tuning", by_ratio, _by_ratio(sweeps, seeds), "compared.png"),
+        Table("Several passes, each cutting up to half of each layer", passes, _passes(seeds)),
+        Table(title, ["", "Cut (%)", *tunings], techniques),
     ]
+
+
+def _beside(labels: Mapping[str, str], seeds: Seeds) -> list[list[str]]:
+    published = zip(labels.items(), ("baseline", "sparse", "cut", "short", "long"), strict=True)
+    mine = [
+        *((label, key, _percent(seeds, name)) for (name, label), key in published),
+        ("Fine-tuned, 160 epochs", "longer", ""),
+        ("Parameters left (M)", "params", _number(_mean(seeds, "cut", "params"), 1e6)),
+        ("MACs left (G)", "macs", _number(_mean(seeds, "cut", "macs"), 1e9)),
+    ]
+    return [[label, cell, *(_number(other.get(key)) for other in PUBLISHED.values())] for label, key, cell in mine]
+
+
+def _by_ratio(sweeps: Mapping[str, str], seeds: Seeds) -> list[list[str]]:
+    rows = []
+    for ratio in RATIOS if sweeps else ():
+        others = [number for who in ("reference", "foolwood") for number in PUBLISHED[who]["sweep"][f"{ratio:.1f}"]]
+        params = _number(_mean(seeds, "sweep", "params", ratio), 1e6)
+        rows.append([f"{ratio:g}", *(_percent(seeds, name, ratio) for name in sweeps), params, *map(_number, others)])
+    return rows
+
+
+def _passes(seeds: Seeds) -> list[list[str]]:
+    rows = []
+    for number, published in enumerate(PUBLISHED["paper"]["passes"], start=1):
+        full, left = (_mean(seeds, name, "params") for name in ("baseline", f"pass-{number}"))
+        if full and left:
+            accuracies = [_percent(seeds, name) for name in (f"pass-{number}-cut", f"pass-{number}")]
+            rows.append([str(number), *accuracies, *map(_number, [100 * (1 - left / full), *published])])
+    return rows
+
+
+def _labels(base: TrainConfig) -> dict[str, str]:
+    """What the tables call the stages of the pipeline."""
+    numbers = {name: epochs(base, name) for name in ("tuned-short", "tuned-long")}
+    tuned = {name: f"Fine-tuned, {number} epoch{'s' * (number > 1)}" for name, number in numbers.items()}
+    return {"baseline": "Baseline", "sparse": "Trained with sparsity", "cut": f"Cut at {RATIO:g}", **tuned}
+
+
+def _sweeps(seeds: Seeds) -> dict[str, str]:
+    """Labels of the sweeps that were measured, by the names of their stages."""
+    words = {f"sweep{pull}{way}": (part[1:] for part in (pull, way) if part) for pull, way in TECHNIQUES}
+    labels = {name: "; ".join(parts).replace("-", ", ") or "as the reference" for name, parts in words.items()}
+    return {name: label for name, label in labels.items() if _values(seeds, name, "rows")}
+
+
+def _values(seeds: Seeds, name: str, value: str, ratio: float | None = None) -> list[Any]:
+    """One value of a stage's result, or of its row of a ratio, for each seed that has it."""
+    results = [stages[name].result for stages in seeds if name in stages and stages[name].result]
+    return [(result if ratio is None else result["rows"][RATIOS.index(ratio)])[value] for result in results]
+
+
+def _mean(seeds: Seeds, name: str, value: str, ratio: float | None = None) -> float | None:
+    values = _values(seeds, name, value, ratio)
+    return statistics.fmean(values) if values else None
+
+
+def _percent(seeds: Seeds, name: str, ratio: float | None = None) -> str:
+    """The mean accuracy as a percentage, with the deviation where there are several."""
+    shares = _values(seeds, name, "accuracy", ratio)
+    deviation = f" \N{PLUS-MINUS SIGN} {100 * statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
+    return f"{100 * statistics.fmean(shares):.2f}{deviation}" if shares else ""
+
+
+def _number(value: float | None, unit: float = 1) -> str:
+    return "" if value is None else f"{value / unit:.2f}"

@@ -7,135 +7,120 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxslim import data
-from jaxslim.core import cost
-from jaxslim.experiments import cutting, sweep
+from jaxslim import count
+from jaxslim.experiments.cutting import accuracies, cut_once
 from jaxslim.experiments.stages import Stage
+from jaxslim.experiments.sweep import sweep
+from jaxslim.models import architecture
 from jaxslim.slim.criteria import scale_values
 from jaxslim.storage import checkpoint
-from jaxslim.training import loop, steps
+from jaxslim.training import loop
 from jaxslim.training.config import RATIOS, TrainConfig
+from jaxslim.training.network import load
+from jaxslim.training.run import MAY_DIFFER, check_folder
 
 RATIO = 0.7
-PASSES = 4
-RECALIBRATION = 20
-"""Training batches."""
-CUTS: dict[str, dict[str, Any]] = {
-    "cut": {},
-    "cut-absorbed": {"absorb": True},
-    "cut-recalibrated": {"recalibrate": RECALIBRATION},
-    "cut-both": {"absorb": True, "recalibrate": RECALIBRATION},
-}
+"""Share of the channels that a single cut removes."""
 PULLS: dict[str, dict[str, Any]] = {
-    "sparse-proximal": {"l1_method": "proximal"},
-    "sparse-proximal-undecayed": {"l1_method": "proximal", "decay_scales": False},
+    "": {},
+    "-proximal": {"l1_method": "proximal"},
+    "-proximal-undecayed": {"l1_method": "proximal", "decay_scales": False},
 }
+"""Ways to pull on the scales, by how the names of their stages end. The first is the reference's, here and below."""
+CUTS: dict[str, dict[str, Any]] = {
+    "": {"absorb": False, "recalibrate": 0},
+    "-absorbed": {"absorb": True, "recalibrate": 0},
+    "-recalibrated": {"absorb": False, "recalibrate": 20},
+    "-both": {"absorb": True, "recalibrate": 20},
+}
+"""Ways to cut, by how the names of their stages end."""
+TUNINGS = {
+    "tuned-short": "step",
+    "tuned-short-cosine": "cosine",
+    "tuned-short-one-cycle": "one-cycle",
+    "tuned-long": "step",
+    "tuned-long-cosine": "cosine",
+}
+"""Schedules of fine-tuning, by how the names of their stages start."""
+TECHNIQUES: dict[tuple[str, str], tuple[str, ...]] = {
+    ("", ""): tuple(TUNINGS),
+    ("", "-absorbed"): ("tuned-short",),
+    ("", "-recalibrated"): ("tuned-short",),
+    ("", "-both"): tuple(TUNINGS),
+    **{(pull, ""): ("tuned-short", "tuned-long") for pull in list(PULLS)[1:]},
+    **{(pull, "-both"): ("tuned-short", "tuned-long-cosine") for pull in list(PULLS)[1:]},
+}
+"""Which of them are measured, by pull and cut."""
 
 
 class Setting(NamedTuple):
     """What all stages of one seed share."""
 
     base: TrainConfig
-    images: str
-    """Digest of the data set."""
-    home: Path
-    """Folder of the runs and checkpoints, which have the names of their stages."""
+    images: str  # digest of the data set
+    home: Path  # folder of the runs and checkpoints, which have the names of their stages
 
 
-def stages(at: Setting, techniques: bool) -> list[Stage]:
-    """All stages of one seed, in order."""
-    short, long = max(1, at.base.epochs // 16), max(1, at.base.epochs // 4)
-    train, cut, measure = (functools.partial(make, at) for make in (_training, _cut, _sweep))
-    tune = functools.partial(train, l1=0.0)
-    planned = [
-        train("baseline", l1=0.0),
-        train("sparse"),
-        measure("sweep", "sparse"),
-        cut("cut", "sparse"),
-        tune("tuned-short", "cut", epochs=short),
-        tune("tuned-long", "cut", epochs=long),
-    ]
-    source = "sparse"
-    for number in range(1, PASSES + 1):
-        planned += [
-            cut(f"pass-{number}-cut", source, None, half=True),
-            train(f"pass-{number}", f"pass-{number}-cut", epochs=long),
-        ]
-        source = f"pass-{number}"
-    if not techniques:
-        return planned
-    for name, how in list(CUTS.items())[1:]:
-        planned += [
-            measure(f"sweep-{name}", "sparse", **how),
-            cut(name, "sparse", **how),
-            tune(f"tuned-short-{name}", name, epochs=short),
-        ]
-    for schedule in ("cosine", "one-cycle"):
-        for name in ("cut", "cut-both"):
-            planned.append(tune(f"tuned-short-{name}-{schedule}", name, epochs=short, schedule=schedule))
-    planned += [
-        tune("tuned-long-cut-both", "cut-both", epochs=long),
-        tune("tuned-long-cut-cosine", "cut", epochs=long, schedule="cosine"),
-        tune("tuned-long-cut-both-cosine", "cut-both", epochs=long, schedule="cosine"),
-    ]
-    for pull, changes in PULLS.items():
-        planned += [
-            train(pull, **changes),
-            measure(f"sweep-{pull}", pull),
-            measure(f"sweep-{pull}-both", pull, **CUTS["cut-both"]),
-        ]
-        for name, how in (("cut", {}), ("cut-both", CUTS["cut-both"])):
-            planned += [
-                cut(f"{name}-{pull}", pull, **how),
-                tune(f"tuned-short-{name}-{pull}", f"{name}-{pull}", epochs=short),
-            ]
-        planned += [
-            tune(f"tuned-long-cut-{pull}", f"cut-{pull}", epochs=long),
-            tune(f"tuned-long-cut-both-cosine-{pull}", f"cut-both-{pull}", epochs=long, schedule="cosine"),
-        ]
+def epochs(base: TrainConfig, tuning: str) -> int:
+    """Epochs of fine-tuning: a 16th of the baseline's if it is short, a quarter if it is long."""
+    return max(1, base.epochs // (16 if tuning.startswith("tuned-short") else 4))
+
+
+def stages_of_seed(at: Setting, techniques: bool) -> list[Stage]:
+    """All stages of one seed, in order; with `techniques`, also those that neither paper nor reference has."""
+    train, cut = functools.partial(_training, at), functools.partial(_cut, at)
+    planned, source = [train("baseline", l1=0.0)], "sparse"
+    for (pull, way), tunings in TECHNIQUES.items() if techniques else [(("", ""), ("tuned-short", "tuned-long"))]:
+        if not way:
+            planned.append(train(f"sparse{pull}", **PULLS[pull]))
+        planned.append(_sweep(at, f"sweep{pull}{way}", f"sparse{pull}", way))
+        planned.append(cut(f"cut{pull}{way}", f"sparse{pull}", way))
+        for name in tunings:
+            changes = {"l1": 0.0, "epochs": epochs(at.base, name), "schedule": TUNINGS[name]}
+            planned.append(train(f"{name}{pull}{way}", f"cut{pull}{way}", **changes))
+    for name in ("pass-1", "pass-2", "pass-3", "pass-4"):  # the paper's multi-pass scheme: cut, train on, cut again
+        planned.append(cut(f"{name}-cut", source, ratio=None))
+        planned.append(train(name, f"{name}-cut", epochs=epochs(at.base, "tuned-long")))
+        source = name
     return planned
 
 
 def _training(at: Setting, name: str, source: str | None = None, **changes: Any) -> Stage:
-    start = str(at.home / source) if source else None
-    config = dataclasses.replace(at.base, **changes, name=name, workdir=str(at.home / name), init_from=start)
-    spec = dataclasses.asdict(config) | {"init_from": source, "images": at.images}
-    del spec["workdir"], spec["data_dir"], spec["dataset"], spec["save_every"]
-    if source:
-        del spec["widths"]  # those of the source
+    folder, start = at.home / name, str(at.home / source) if source else None
+    config = dataclasses.replace(at.base, **changes, name=name, workdir=str(folder), init_from=start)
+    free = {*MAY_DIFFER, "dataset"}  # the digest stands for the data set
+    fields = {field: value for field, value in dataclasses.asdict(config).items() if field not in free}
 
     def work() -> dict[str, Any]:
         trained = loop.train(config)
-        loaded = checkpoint.load(trained.folder)
-        size = cost.count(loaded.module.apply, loaded.variables, np.zeros((1, *loaded.meta["image_shape"]), np.float32))
+        module, variables, meta = checkpoint.load(trained.folder)
+        size = count(module.apply, variables, np.zeros((1, *meta["image_shape"]), np.float32))
         accuracy = {"accuracy": trained.metrics["accuracy"], "best_accuracy": trained.best["accuracy"]}
         return {**accuracy, **size._asdict(), "small_scales": trained.metrics["small_scales"]}
 
-    return Stage(name, spec, work, (source,) if source else (), lambda: loop.check_folder(at.home / name, config))
+    spec = {**fields, "init_from": source, "images": at.images}
+    return Stage(name, spec, work, (source,) if source else (), lambda: check_folder(folder, config))
 
 
-def _cut(at: Setting, name: str, source: str, ratio: float | None = RATIO, half: bool = False, **how: Any) -> Stage:
-    """Cut at a ratio, or `half`: what lies under the median of all scales, and of no layer more than half."""
+def _cut(at: Setting, name: str, source: str, way: str = "", ratio: float | None = RATIO) -> Stage:
+    """Cut at a ratio. Without a ratio, cut all scales up to their median, but at most half of each layer."""
 
     def work() -> dict[str, Any]:
-        options = dict(how)
-        if half:
+        data, options = {"dataset": at.base.dataset, "data_dir": at.base.data_dir}, CUTS[way].copy()
+        if ratio is None:
             scales = np.sort(scale_values(checkpoint.load(at.home / source).variables))
             options |= {"threshold": float(scales[len(scales) // 2 - 1]), "max_layer_ratio": 0.5}
-        cutting.cut_once(at.home / source, at.home / name, ratio, at.base.data_dir, **options)
-        loaded = checkpoint.load(at.home / name)
-        images = data.load(at.base.dataset, data_dir=at.base.data_dir)
-        mesh = steps.device_mesh()
-        test = steps.evaluator(at.base, loaded.module, mesh, images.test_images, images.test_labels)
-        return {"accuracy": test(loaded.variables).accuracy, **loaded.meta["cost"], "widths": loaded.module.widths}
+        cut_once(at.home / source, at.home / name, ratio, data=data, **options)
+        _, accuracy, _ = accuracies(at.home / source, at.home / name, **data)
+        module, _, meta = checkpoint.load(at.home / name)
+        return {"accuracy": accuracy, **meta["cost"], "architecture": architecture(module)}
 
-    return Stage(name, {"source": source, "ratio": ratio, "half": half, "images": at.images, **how}, work, (source,))
+    return Stage(name, {"source": source, "ratio": ratio, "images": at.images, **CUTS[way]}, work, (source,))
 
 
-def _sweep(at: Setting, name: str, source: str, **how: Any) -> Stage:
+def _sweep(at: Setting, name: str, source: str, way: str) -> Stage:
     def work() -> dict[str, Any]:
-        images = data.load(at.base.dataset, data_dir=at.base.data_dir)
-        cuts = sweep.sweep(checkpoint.load(at.home / source), at.base, images, RATIOS, **how)
+        cuts = sweep(checkpoint.load(at.home / source), at.base, load(at.base), RATIOS, **CUTS[way])
         return {"rows": [dataclasses.asdict(cut.row) for cut in cuts]}
 
-    return Stage(name, {"source": source, "ratios": RATIOS, "images": at.images, **how}, work, (source,))
+    return Stage(name, {"source": source, "ratios": RATIOS, "images": at.images, **CUTS[way]}, work, (source,))

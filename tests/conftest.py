@@ -17,6 +17,9 @@ import jaxslim  # which leaves JAX, that reads these variables, for later
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_ENABLE_X64"] = "0"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Most of the time goes into compiling small programs: compile them cheaply, and share them among workers.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.pop("COLUMNS", None)
 for _folder in ("JAX_COMPILATION_CACHE_DIR", "MPLCONFIGDIR"):
     if _folder not in os.environ:
@@ -36,7 +39,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 @pytest.fixture(scope="session", autouse=True)
 def _modules():
     """Import all that some test imports: Hypothesis draws constants from the source of what is there, fixed or not."""
-    sys.path.append(str(Path(__file__).parents[1] / "scripts"))
     names = [module.name for module in pkgutil.walk_packages(jaxslim.__path__, "jaxslim.")]
     for name in (*names, "ratio_sweep", "reproduce", "torture"):
         importlib.import_module(name)

@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from jax import lax
 
 NHWC = ("NHWC", "HWIO", "NHWC")
+QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+if jax.__version_info__ < (0, 12):  # a third of the time to compile; later versions have no such option
+    QUICK_TO_COMPILE["xla_cpu_use_fusion_emitters"] = False
 ACTIVATIONS = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
@@ -64,6 +67,17 @@ def draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndar
 def spread(vector: Any, ndim: int) -> Any:
     """A vector along the last of `ndim` axes."""
     return vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
+def compiled(apply: Any) -> Any:
+    """`apply`, quick to compile and run in 64 bits, so that tolerances can be tight."""
+    jitted = jax.jit(apply, compiler_options=QUICK_TO_COMPILE)
+
+    def run(variables: Any, images: Any) -> np.ndarray:
+        with jax.enable_x64(True):
+            return np.asarray(jitted(variables, images))
+
+    return run
 
 
 # Layers: what parts are made of.
@@ -286,7 +300,7 @@ def mirrored(s: Scope, x: Any, width: int) -> Any:
 def repeated(s: Scope, x: Any, times: int, how: str) -> Any:
     """Each channel `times` times, next to one another and then twice one after the other.
 
-    The convolution makes channels that can be cut: repeats of fixed ones count as a width, and `times` is none.
+    The convolution makes channels that can be cut. Repeats of fixed channels would make `times` count as a width.
     """
     x = conv_norm(s, x, 3)
     x = jnp.repeat(x, times, axis=-1)
@@ -481,7 +495,7 @@ class Network:
 
     @property
     def least(self) -> int:
-        """Channels to keep for another trace: with one a group, a grouped convolution looks like a depthwise one."""
+        """Channels to keep before a second trace: one per group makes a grouped convolution look depthwise."""
         return 2 if any(name == "grouped" for name, *_ in self.parts) else 1
 
     def init(self) -> dict[str, Any]:

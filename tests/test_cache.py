@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from jaxslim.commands import train
+from jaxslim.training.run import Trained
 
 COMMAND = """
 {first}
@@ -55,11 +56,14 @@ def test_a_place_that_the_user_has_set_wins(tmp_path, first):
 
 
 @pytest.mark.parametrize(("options", "expected"), [([], True), (["--no-compilation-cache"], False)])
-def test_the_flag_turns_it_off(monkeypatch, options, expected):
+def test_the_flag_turns_it_off(monkeypatch, tmp_path, options, expected):
     """When JAX is imported already, too, as by a config file."""
     found = []
-    monkeypatch.setattr(
-        "jaxslim.training.loop.train", lambda config: found.append(jax.config.jax_enable_compilation_cache)
-    )
+
+    def training(_):
+        found.append(jax.config.jax_enable_compilation_cache)
+        return Trained(tmp_path, {}, {})
+
+    monkeypatch.setattr("jaxslim.training.loop.train", training)
     train.main(options)
     assert found == [expected]

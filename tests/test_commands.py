@@ -1,4 +1,4 @@
-"""The commands: what they print, and that each mistake gets one message, an exit code, and changes nothing."""
+"""The commands: what they print, what fine-tuning inherits, and that a mistake gets one message and changes nothing."""
 
 import dataclasses
 import functools
@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,22 +15,29 @@ import types
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_loop import contents, handled, rows, tiny, write_data
 
 import jaxslim
 from jaxslim.commands import cli, evaluate
+from jaxslim.commands import main as every_command
+from jaxslim.commands import prune as prune_command
+from jaxslim.commands import sweep as sweep_command
 from jaxslim.commands import train as train_command
+from jaxslim.commands.arguments import parse
+from jaxslim.errors import InputError
+from jaxslim.experiments.cutting import save_cut
+from jaxslim.experiments.finetuning import check_unchanged, finetuning
 from jaxslim.storage import checkpoint
 from jaxslim.training.config import DIGITS, TrainConfig
 from jaxslim.training.loop import train
+from jaxslim.training.run import Trained
 
 HOME = Path(__file__).resolve().parents[1]
-prune_command = importlib.import_module("jaxslim.commands.prune")
-FIRST_LINE = (
-    "No CONFIG given: training on the built-in digits with sparsity. For CIFAR-10: configs/cifar10_baseline.py, "
-    "configs/cifar10_sparse.py, configs/cifar10_finetune.py"
-)
+COMMANDS = {"train": train_command, "sweep": sweep_command, "prune": prune_command, "evaluate": evaluate}
 
 
 def invoke(capsys, module, *argv):
@@ -65,182 +73,46 @@ def options(config):
     words = []
     for field in dataclasses.fields(config):
         value, flag = getattr(config, field.name), "--" + field.name.replace("_", "-")
-        if value != field.default and isinstance(value, bool):
+        if value == getattr(TrainConfig(), field.name):
+            continue
+        if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
-        elif value != field.default:
+        elif isinstance(value, dict):
+            words += [flag, *(f"{name}={','.join(map(str, item))}" for name, item in value.items())]
+        else:
             words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
-    return [*words, *([] if config.flip else ["--no-flip"])]
+    return words
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A folder with a config file, its finished run `sparse`, and a network cut from it, `pruned`."""
-    folder = tmp_path_factory.mktemp("home")
-    config = tiny(folder, workdir=str(folder / "sparse"), epochs=2)
+@functools.cache
+def make_home(base):
+    """A folder that the tests of a session share and leave as it is.
+
+    It holds a config file, its finished run `sparse`, a run `dense` without L1, the network `pruned` that was cut from
+    `sparse`, a damaged copy `broken`, an `empty` file, and a data set `ten.npz` of other classes.
+    """
+    folder = base / "home"
+    config = tiny(folder, workdir=str(folder / "sparse"), epochs=12)  # enough to learn what a cut spoils
     fields = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(config).items())
     (folder / "config.py").write_text(
         f"from jaxslim.training.config import TrainConfig\nconfig = TrainConfig({fields})\n"
     )
     train(config)
-    prune_command.save_cut(folder / "sparse", folder / "pruned", 0.5)
+    train(tiny(folder, workdir=str(folder / "dense"), epochs=1, l1=0.0))
+    save_cut(folder / "sparse", folder / "pruned", 0.5)
+    write_data(folder / "ten.npz", classes=10)
+    (folder / "empty").write_text("")
+    for file in (folder / "pruned").rglob("*"):
+        if file.is_file():
+            raw, target = file.read_bytes(), folder / "broken" / file.relative_to(folder / "pruned")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(raw[: len(raw) // 2] if file.parent.name == "d" else raw)
     return folder
 
 
-@pytest.fixture(scope="module")
-def damaged(home):
-    """`home`, with a checkpoint cut short, an empty file, and a data set of other classes."""
-    write_data(home / "ten.npz", classes=10)
-    (home / "empty").write_text("")
-    for file in (home / "pruned").rglob("*"):
-        if file.is_file():
-            raw = file.read_bytes()
-            target = home / "broken" / file.relative_to(home / "pruned")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(raw[: len(raw) // 2] if file.parent.name == "d" else raw)
-    return home
-
-
-# Train
-
-
-def test_help_is_complete_and_does_not_wait_for_jax(tmp_path):
-    done = python("-X", "importtime", "-m", "jaxslim.train", "--help", cwd=tmp_path)
-    assert done.returncode == 0
-    assert not re.search(r"\| +(jax|flax|numpy|orbax)$", done.stderr, re.MULTILINE)
-    assert re.search(r"\| +tyro$", done.stderr, re.MULTILINE)
-    assert "configs/cifar10_sparse.py" in done.stdout
-    assert "Strength of the L1 pull on the BatchNorm scales" in flat(done.stdout)
-    for field in dataclasses.fields(TrainConfig):
-        assert re.search(rf"--{field.name.replace('_', '-')}\b.*\n", done.stdout)
-    assert max(len(line) for line in done.stdout.splitlines() if line.startswith("│")) == 80
-
-
-def test_train_in_a_process_of_its_own(tmp_path):
-    """Without CONFIG: the digits, with sparsity, here into a smaller network."""
-    small = ["--epochs", 1, "--image-size", 8, "--widths", 4, "M", 8, "--tensorboard"]
-    done = python("-m", "jaxslim.train", *small, cwd=tmp_path)
-    assert (done.returncode, done.stdout.splitlines()[0]) == (0, FIRST_LINE)
-    assert re.search(r"^epoch 1/1  loss .* images/s$", done.stderr.strip())
-    meta = checkpoint.load(tmp_path / "runs" / "digits-sparse" / "best").meta
-    assert (meta["kind"], meta["config"]["dataset"], meta["config"]["l1"]) == ("sparse", "digits", 0.01)
-    (events,) = (tmp_path / "runs" / "digits-sparse" / "tensorboard").iterdir()
-    assert b"small_scales" in events.read_bytes()
-
-
-@pytest.fixture
-def trained(monkeypatch):
-    """The configurations that the command hands to the training loop, which does nothing."""
-    configs = []
-    monkeypatch.setattr(importlib.import_module("jaxslim.training.loop"), "train", configs.append)
-    return configs
-
-
-def test_train_without_a_config(call, trained):
-    done = call(train_command)
-    assert (done.code, done.out, done.err, trained) == (0, FIRST_LINE + "\n", "", [DIGITS])
-
-
-def test_train_with_a_config_and_overrides(call, trained, home):
-    new = ("--workdir", home / "new")
-    done = call(train_command, home / "config.py", "--epochs", 7, "--lr-drops", 0.25, "--widths", 2, "M", *new)
-    config = tiny(home, workdir=str(home / "new"), epochs=7, lr_drops=(0.25,), widths=(2, "M"))
-    assert (done.code, done.out, done.err, trained) == (0, "", "", [config])
-
-
-# Each field: words, what they mean, words of another type (none where everything is a text).
-FIELDS = {
-    "name": (["other"], "other", None),
-    "workdir": (["some/where"], "some/where", None),
-    "dataset": (["cifar100"], "cifar100", None),
-    "data_dir": (["data"], "data", None),
-    "image_size": (["24"], 24, "large"),
-    "channels": (["3", "--mean", "0", "0", "0", "--std", "1", "1", "1"], 3, "2"),
-    "holdout": (["0.2"], 0.2, "some"),
-    "mean": (["0.25"], (0.25,), "dark"),
-    "std": (["0.25"], (0.25,), "dark"),
-    "pad": (["3"], 3, "1.5"),
-    "flip": ([], True, None),
-    "model": (["vgg11"], "vgg11", "vgg12"),
-    "widths": (["3", "M", "5"], (3, "M", 5), "X"),
-    "init_from": (["runs/x"], "runs/x", None),
-    "dtype": (["bfloat16"], "bfloat16", "int8"),
-    "epochs": (["3"], 3, "three"),
-    "batch_size": (["32"], 32, "3.5"),
-    "learning_rate": (["0.5"], 0.5, "fast"),
-    "lr_drops": (["0.1", "0.2", "0.3"], (0.1, 0.2, 0.3), "half"),
-    "lr_drop_factor": (["0.5"], 0.5, "half"),
-    "momentum": (["0.8"], 0.8, "some"),
-    "weight_decay": (["0"], 0.0, "none"),
-    "decay_scales": ([], False, None),
-    "schedule": (["one-cycle"], "one-cycle", "linear"),
-    "l1": (["1e-3"], 0.001, "some"),
-    "l1_method": (["proximal"], "proximal", "huber"),
-    "save_every": (["3"], 3, "often"),
-    "seed": (["7"], 7, "random"),
-    "eval_batch_size": (["32"], 32, "all"),
-    "compilation_cache": ([], False, None),
-    "tensorboard": ([], True, None),
-}
-
-
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TrainConfig)])
-def test_every_field_has_its_option(call, trained, name):
-    words, value, wrong = FIELDS[name]
-    flag = ("--no-" if value is False else "--") + name.replace("_", "-")
-    assert call(train_command, flag, *words).code == 0
-    assert getattr(trained[0], name) == value != getattr(DIGITS, name)
-    if wrong:
-        done = call(train_command, flag, wrong)
-        assert (done.code, len(trained)) == (2, 1)
-        assert flag in flat(done.err)
-        assert re.search(rf"\b{wrong}\b", flat(done.err))
-        assert "--help" in done.err
-
-
-NEW = ["--workdir", "{home}/new"]
-TRAIN_MISTAKES = {
-    "unknown field": (["--epoch", 3], "Unrecognized options: --epoch, 3 Perhaps you meant: --epochs INT"),
-    "another argument": (["more.py"], "Unrecognized options: more.py"),
-    "negative epochs": (["--epochs", -1], "epochs is -1; it must be a number of at least 1."),
-    "no convolution": (["--widths", "M", "M"], "widths ('M', 'M') hold no convolution; give channel counts"),
-    "too many poolings": (
-        ["--widths", 4, *"MMMM"],
-        "4 poolings shrink images of 8 pixels to nothing; raise image_s",
-    ),
-    "too deep a model": (
-        [*NEW, "--widths", "None"],
-        "4 poolings shrink images of 8 pixels to nothing; raise image_",
-    ),
-    "absent file": (
-        [*NEW, "--dataset", "{home}/no.npz"],
-        "There is no file or folder {home}/no.npz; check the path.",
-    ),
-    "unknown data": ([*NEW, "--dataset", "cifar11"], "no data set called cifar11; did you mean cifar1"),
-    "unprepared data": (
-        [*NEW, "--dataset", "cifar100", "--data-dir", "{home}/tfds"],
-        "cifar100 is not prepared in {home}/tfds. Preparing it needs TensorFlow once; training does not: pip install",
-    ),
-    "large batch": (
-        [*NEW, "--batch-size", 49],
-        "A batch of 49 is larger than the training set of 48; use a smaller",
-    ),
-    "no start": ([*NEW, "--init-from", "{home}/no"], "There is no checkpoint {home}/no; check the path."),
-    "odd start": ([*NEW, "--init-from", "{home}/config.py"], "config.py is not a checkpoint of jaxslim"),
-    "other classes": (
-        [*NEW, "--init-from", "{home}/pruned", "--dataset", "{home}/ten.npz"],
-        "{home}/pruned tells 3 classes apart and {home}/ten.npz has 10; start from a checkpoint of the same data set.",
-    ),
-    "another run": (
-        ["--seed", 1],
-        "{home}/sparse holds another run (seed 0 there, 1 here); choose another --workdir",
-    ),
-    "other files": (["--workdir", "{home}"], "{home} holds other files and no run; choose another --workdir."),
-    "a file": (["--workdir", "{home}/ten.npz"], "ten.npz holds other files and no run; choose another --workdir."),
-    "below a file": (
-        ["--workdir", "{home}/ten.npz/x"],
-        "Not a directory. Check that the place exists, can be writt",
-    ),
-}
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    return make_home(tmp_path_factory.getbasetemp())
 
 
 def assert_one_message(done, message, code=2):
@@ -255,40 +127,277 @@ def filled(words, home):
     return [str(word).format(home=home) for word in words]
 
 
-@pytest.mark.parametrize(("words", "message"), TRAIN_MISTAKES.values(), ids=TRAIN_MISTAKES)
-def test_mistakes_in_training(call, damaged, words, message):
-    before = contents(damaged)
-    done = call(train_command, damaged / "config.py", *filled(words, damaged))
-    assert_one_message(done, message.format(home=damaged))
-    assert contents(damaged) == before
-    assert not (damaged / "new").exists()
+# All commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_examples_and_does_not_wait_for_jax(tmp_path, name):
+    done = python("-X", "importtime", "-m", "jaxslim", name, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert not re.search(r"\| +(jax|flax|numpy|orbax)$", done.stderr, re.MULTILINE)
+    assert f"\nExamples:\n  jaxslim {name}" in done.stdout
+    assert not re.search(r"None|\bSTR\b|\bINT\b|\bFLOAT\b", done.stdout)
+    assert {len(line) for line in done.stdout.splitlines() if line[0:1] in "│╭╰" and line} == {80}
+    kind = TrainConfig if name == "train" else COMMANDS[name].Options
+    for field in dataclasses.fields(kind):
+        assert re.search(rf"--{field.name.replace('_', '-')}\b|\b{field.name.upper()}\b", done.stdout), field.name
+
+
+def test_the_command_that_finds_the_others(call):
+    assert "\n  prune     cut channels" in call(every_command, "--help").out
+    alone = call(every_command)
+    assert (alone.code, alone.out) == (2, "")
+    assert alone.err.startswith("usage: jaxslim COMMAND")
+    assert call(every_command, "--version").out == f"jaxslim {jaxslim.__version__}\n"
+    assert_one_message(call(every_command, "prun"), "There is no command 'prun'; did you mean prune?")
+    assert_one_message(call(every_command, "x"), "the commands are train, sweep, prune, evaluate. `jaxslim --help`")
+    assert_one_message(call(every_command, "evaluate", "no"), "There is no checkpoint")
+
+
+def test_a_backend_that_does_not_exist(home):
+    done = python("-m", "jaxslim", "evaluate", "sparse", cwd=home, JAX_PLATFORMS="nonsense")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"jaxslim: JAX cannot start the backend 'nonsense' that JAX_PLATFORMS asks for \(.+\); unset JAX_PLATFORMS\. "
+        r"A GPU needs a build for it: pip install 'jax\[cuda\]'\.\n",
+        done.stderr,
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("name", "words"),
     [
-        (None, "There is no config file {}; give a Python file such as configs/cifar10_sparse.py."),
-        ("", "{} defines no config; end it with `config = TrainConfig(...)`."),
-        (
-            "config = TrainConfig(epoch=3)",
-            "unexpected keyword argument 'epoch'. Correct it; `python -m jaxslim.train --he",
-        ),
-        ("config = TrainConfig(epochs=2.5)", "{}: epochs is 2.5; it must be of type int."),
+        ("train", ["config.py", "--workdir", "new"]),
+        ("train", ["--init-from", "pruned"]),
+        ("sweep", ["sparse"]),
+        ("prune", ["sparse", "--ratio", "0.5", "--out", "new"]),
+        ("evaluate", ["sparse"]),
     ],
 )
-def test_mistakes_in_config_files(call, tmp_path, text, message):
-    file = tmp_path / "config.py"
-    if text is not None:
-        file.write_text(f"from jaxslim.training.config import TrainConfig\n{text}\n")
-    assert_one_message(call(train_command, file), message.format(file))
+def test_devices_that_cannot_be_started(call, home, monkeypatch, name, words):
+    """As by JAX's plugin for CUDA, which raises an AssertionError without text where there is no GPU."""
+
+    def absent():
+        raise AssertionError
+
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(jax, "devices", absent)
+    monkeypatch.delenv("JAX_PLATFORMS")
+    before = contents(home)
+    assert_one_message(call(COMMANDS[name], *words), "JAX cannot start its devices; end the process that holds them")
+    assert contents(home) == before
+
+
+def test_the_printed_commands_lead_from_training_to_evaluation(call, tmp_path, monkeypatch):
+    """From another folder, for data of one's own, with names that a shell would split."""
+    folder, elsewhere = tmp_path / "my data", tmp_path / "elsewhere"
+    config = tiny(folder, workdir="my run", dataset="data.npz", epochs=3)
+    elsewhere.mkdir()
+    monkeypatch.chdir(folder)
+    done = call(train_command, *options(config))
+    seen = []
+    while found := re.findall(r"^(?:Next|or): +jaxslim (.+)$", done.out, re.MULTILINE):
+        monkeypatch.chdir(elsewhere)
+        name, *words = shlex.split(found[-1])
+        seen.append(name)
+        done = call(COMMANDS[name], *words)
+        assert done.code == 0, done.err
+    assert seen == ["prune", "train", "evaluate"]
+    assert not list(elsewhere.iterdir())
+    tuned = checkpoint.load(folder / "my run-pruned-finetuned").meta
+    assert tuned["parent"]["path"] == str(folder / "my run-pruned")
+    assert f"test images of {folder}/data.npz" in done.out
+
+
+# Train
+
+
+def test_train_in_a_process_of_its_own(tmp_path):
+    """Without CONFIG: the digits, with sparsity, here into a smaller network."""
+    small = ["--epochs", 1, "--image-size", 8, "--model-args", "widths=4,M,8", "--tensorboard"]
+    done = python("-m", "jaxslim.train", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, *_, sweep, prune = done.stdout.splitlines()
+    assert first.startswith("No CONFIG given: training on the digits of scikit-learn with sparsity")
+    assert sweep == f"Next: jaxslim sweep {tmp_path}/runs/digits-sparse"
+    assert prune.startswith(f"or:   jaxslim prune {tmp_path}/runs/digits-sparse --ratio 0.7 --out {tmp_path}/runs/")
+    assert re.search(r"^epoch 1/1  loss .* images/s$", done.stderr.strip())
+    meta = checkpoint.load(tmp_path / "runs" / "digits-sparse" / "best").meta
+    assert (meta["kind"], meta["config"]["dataset"], meta["config"]["l1"]) == ("sparse", "digits", 0.01)
+    (events,) = (tmp_path / "runs" / "digits-sparse" / "tensorboard").iterdir()
+    assert b"small_scales" in events.read_bytes()
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The configurations that the command hands to the training loop, which does nothing."""
+    configs = []
+
+    def record(config):
+        configs.append(config)
+        return Trained(Path(config.folder), {}, {})
+
+    monkeypatch.setattr(importlib.import_module("jaxslim.training.loop"), "train", record)
+    return configs
+
+
+def test_configs_by_name_and_path(call, trained, home):
+    listed = call(train_command, "--list").out
+    assert re.search(r"^cifar10-sparse +VGG-19 on CIFAR-10 with the L1 pull", listed, re.MULTILINE)
+    assert len(listed.splitlines()) == len(list((HOME / "configs").glob("*.py")))
+    assert call(train_command).code == call(train_command, "digits-baseline").code == 0
+    assert call(train_command, "cifar10_sparse", "--epochs", 7).code == 0
+    assert call(train_command, home / "config.py", "--workdir", home / "new", "--lr-drops", 0.25).code == 0
+    assert [config.name for config in trained] == ["digits-sparse", "digits-baseline", "cifar10-sparse", "tiny"]
+    assert trained[0] == DIGITS
+    assert (trained[2].model, trained[2].epochs) == ("vgg19", 7)
+    assert trained[3] == tiny(home, workdir=str(home / "new"), epochs=12, lr_drops=(0.25,))
+
+
+def test_data_of_ones_own_without_a_config(call, trained, home, monkeypatch):
+    monkeypatch.chdir(home)
+    call(train_command, "--dataset", "data.npz", "--image-size", 24)
+    call(train_command, "--dataset", "data.npz", "--channels", 1)
+    call(train_command, "--channels", 3)
+    colour, grey, digits = trained
+    assert (colour.dataset, colour.name, colour.channels, colour.image_size) == (
+        f"{home}/data.npz",
+        "data-sparse",
+        3,
+        24,
+    )
+    assert (grey.channels, grey.mean, grey.std) == (1, (0.5,), (0.5,))
+    assert (digits.dataset, digits.channels, digits.mean) == ("digits", 3, (0.5, 0.5, 0.5))
+
+
+def test_another_model_does_not_take_the_arguments_of_the_config_s(call, trained):
+    call(train_command, "--model", "vgg11")
+    call(train_command, "--model", "vgg", "--model-args", "widths=4,M")
+    assert [(config.model, config.model_args) for config in trained] == [("vgg11", {}), ("vgg", {"widths": (4, "M")})]
+
+
+# Each field: words, what they mean, words of another type (none where everything is a text).
+FIELDS = {
+    "name": (["other"], "other", None),
+    "workdir": (["some/where"], "some/where", None),
+    "dataset": (["cifar100"], "cifar100", None),
+    "data_dir": (["/data"], "/data", None),
+    "image_size": (["24"], 24, "large"),
+    "channels": (["3"], 3, "2"),
+    "holdout": (["0.2"], 0.2, "some"),
+    "mean": (["0.25"], (0.25,), "dark"),
+    "std": (["0.25"], (0.25,), "dark"),
+    "augment": (["flip", "crop"], ("flip", "crop"), None),
+    "pad": (["3"], 3, "1.5"),
+    "model": (["vgg11"], "vgg11", None),
+    "model_args": (["widths=3,M,5"], {"widths": (3, "M", 5)}, "widths"),
+    "dtype": (["bfloat16"], "bfloat16", "int8"),
+    "epochs": (["3"], 3, "three"),
+    "batch_size": (["32"], 32, "3.5"),
+    "loss": (["focal"], "focal", "hinge"),
+    "label_smoothing": (["0.1"], 0.1, "some"),
+    "optimizer": (["adamw"], "adamw", None),
+    "optimizer_args": (["b2=0.95", "nesterov=true"], {"b2": 0.95, "nesterov": True}, "b2"),
+    "learning_rate": (["0.5"], 0.5, "fast"),
+    "schedule": (["one-cycle"], "one-cycle", "linear"),
+    "lr_drops": (["0.1", "0.2", "0.3"], (0.1, 0.2, 0.3), "half"),
+    "lr_drop_factor": (["0.5"], 0.5, "half"),
+    "momentum": (["0.8"], 0.8, "some"),
+    "weight_decay": (["0"], 0.0, "none"),
+    "decay_scales": ([], False, None),
+    "l1": (["1e-3"], 0.001, "some"),
+    "l1_method": (["proximal"], "proximal", "huber"),
+    "save_every": (["3"], 3, "often"),
+    "seed": (["7"], 7, "random"),
+    "eval_batch_size": (["32"], 32, "all"),
+    "compilation_cache": ([], False, None),
+    "tensorboard": ([], True, None),
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TrainConfig) if field.name != "init_from"])
+def test_every_field_has_its_option(call, trained, name):
+    words, value, wrong = FIELDS[name]
+    flag = ("--no-" if value is False else "--") + name.replace("_", "-")
+    assert call(train_command, flag, *words).code == 0
+    assert getattr(trained[0], name) == value != getattr(DIGITS, name)
+    if wrong:
+        done = call(train_command, flag, wrong)
+        assert (done.code, len(trained)) == (2, 1)
+        assert flag in flat(done.err)
+        assert re.search(rf"\b{wrong}\b", flat(done.err))
+        assert "--help" in done.err
+
+
+_name = st.text("abcdefg_", min_size=1)
+_plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _name
+
+
+@given(st.dictionaries(_name, _plain | st.lists(_plain, min_size=1).map(tuple)))
+def test_arguments_by_name_come_back(arguments):
+    def text(value):
+        return ",".join(map(str, value)) + "," * (len(value) == 1) if isinstance(value, tuple) else str(value)
+
+    words = ["--optimizer-args", *(f"{name}={text(value)}" for name, value in arguments.items())]
+    assert parse(TrainConfig, words, prog="", examples=()).optimizer_args == arguments
+
+
+NEW = ["--workdir", "{home}/new"]
+TRAIN_MISTAKES = {
+    "unknown field": (["--epoch", 3], "Unrecognized options: --epoch, 3 Perhaps you meant: --epochs NUMBER"),
+    "a second config": (["--seed", 0, "more.py"], "The config comes before the options: jaxslim train more.py [OPT"),
+    "negative epochs": (["--epochs", -1], "epochs is -1; it must lie in [1, 2147483647]."),
+    "no model": ([*NEW, "--model", "vgg99"], "There is no model 'vgg99'; the models are"),
+    "absent file": (
+        [*NEW, "--dataset", "{home}/no.npz"],
+        "There is no file or folder {home}/no.npz; check the path.",
+    ),
+    "large batch": ([*NEW, "--batch-size", 49], "A batch of 49 is larger than the training set of 48; use a smaller"),
+    "no start": ([*NEW, "--init-from", "{home}/no"], "There is no checkpoint {home}/no; check the path."),
+    "odd start": ([*NEW, "--init-from", "{home}/config.py"], "config.py is not a checkpoint of jaxslim"),
+    "other classes": (
+        [*NEW, "--init-from", "{home}/pruned", "--dataset", "{home}/ten.npz"],
+        "{home}/pruned tells 3 classes apart and {home}/ten.npz has 10; give the data set that it was trained on.",
+    ),
+    "another run": (
+        ["--seed", 1],
+        "{home}/sparse holds another run (seed 0 there, 1 here); choose another --workdir",
+    ),
+    "other files": (["--workdir", "{home}"], "{home} holds other files and no run; choose another --workdir."),
+    "below a file": (["--workdir", "{home}/ten.npz/x"], "Not a directory. Check that the place exists, can be writt"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), TRAIN_MISTAKES.values(), ids=TRAIN_MISTAKES)
+def test_mistakes_in_training(call, home, words, message):
+    before = contents(home)
+    done = call(train_command, home / "config.py", *filled(words, home))
+    assert_one_message(done, message.format(home=home))
+    assert contents(home) == before
+    assert not (home / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "cifar10-spars",
+            "There is no config cifar10-spars; did you mean cifar10-sparse? `jaxslim train --list` shows",
+        ),
+        ("configs/digits_sparse.pi", "did you mean digits-sparse?"),
+        ("mine.py", "There is no config mine.py; give a Python file, or the name of a packaged config."),
+    ],
+)
+def test_configs_that_do_not_exist(call, tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    assert_one_message(call(train_command, name), message)
 
 
 def test_a_diverged_run_exits_with_1(call, tmp_path):
     config = tiny(tmp_path, learning_rate=1e30)
     done = call(train_command, *options(config))
-    said = "The training diverged in epoch 1, step 2, at learning rate 1e+30 (last finite loss 1."
-    assert_one_message(done, said, code=1)
-    assert "lower --learning-rate. No checkpoint was saved." in done.err
+    assert_one_message(done, "The training diverged in epoch 1, step 2, at learning rate 1e+30; lower", code=1)
+    assert "No checkpoint was saved." in done.err
     assert rows(tmp_path / "run") == []
 
 
@@ -299,189 +408,6 @@ def test_ctrl_c_says_how_to_go_on(call, monkeypatch):
     monkeypatch.setattr(importlib.import_module("jaxslim.training.loop"), "train", stopped)
     done = call(train_command)
     assert_one_message(done, "stopped; run the same command again, and training goes on from its latest", code=130)
-
-
-# Prune
-
-
-def layers(out):
-    """Rows of the table that prune prints: name, channels before and after, share cut, protected."""
-    return re.findall(r"│ (\S+) +│ +(\d+) │ +(\d+) │ +(\d+)% │ (\S*)", out)
-
-
-def test_prune_in_a_process_of_its_own(home, tmp_path):
-    done = python("-m", "jaxslim", "prune", home / "sparse", "--ratio", 0.7, "--out", "cut", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    loaded = jaxslim.load(tmp_path / "cut")
-    kept = [width for width in loaded.module.widths if width != "M"]
-    table = layers(done.stdout)
-    assert [(row[0], int(row[1]), int(row[2])) for row in table] == [("bn0", 4, kept[0]), ("bn1", 8, kept[1])]
-    assert [int(row[3]) for row in table] == [round(100 - 100 * kept[0] / 4), round(100 - 100 * kept[1] / 8)]
-    assert sum(kept) == 12 - 8  # int(12 * 0.7)
-    assert "channels requested 70.00%, cut 66.67%" in flat(done.stdout)
-    a, b = kept
-    params = 9 * a + 2 * a + 9 * a * b + 2 * b + 3 * b + 3
-    macs = 64 * 9 * a + 16 * 9 * a * b + 3 * b
-    assert f"parameters 375 -> {params:,} ({params / 375:.1%})" in flat(done.stdout)
-    assert f"MACs 6,936 -> {macs:,} ({macs / 6936:.1%})" in flat(done.stdout)
-    assert re.search(
-        r"check logits within \d\.\de-0[6-9] of the full network's with those channels at zero", flat(done.stdout)
-    )
-    assert re.search(r"^Saved cut\b.* python -m jaxslim\.train \S+ --init-from cut$", done.stdout, re.MULTILINE)
-    assert (loaded.meta["kind"], loaded.meta["cost"]) == ("pruned", {"params": params, "macs": macs})
-
-
-def test_options_of_prune(call, home, tmp_path):
-    def cut(*words):
-        done = call(prune_command, home / "sparse", *words, "--out", tmp_path / str(len(list(tmp_path.iterdir()))))
-        assert (done.code, done.err) == (0, "")
-        return [int(row[2]) for row in layers(done.out)], flat(done.out)
-
-    scales = jax.tree.leaves(jaxslim.bn_scales(jaxslim.load(home / "sparse").variables))
-    scores = sorted(float(score) for layer in scales for score in layer)
-    kept, out = cut("--threshold", scores[4])
-    assert sum(kept) == 12 - 5
-    assert "channels by threshold, cut 41.67%" in out
-    assert sum(cut("--ratio", 0.5)[0]) == 6
-    assert sum(cut("--ratio", 0.5, "--reference-ties")[0]) == 5
-    assert cut("--ratio", 0.25, "--leave", "bn1")[0] == [1, 8]
-    assert all(width % 4 == 0 for width in cut("--ratio", 0.5, "--multiple-of", 4)[0])
-    kept, out = cut("--ratio", 0.5, "--min-channels", 3)
-    assert sum(kept) == 6
-    assert min(kept) == 3
-    assert cut("--ratio", 0)[0] == [4, 8]
-
-
-OUT = ["--out", "{home}/new"]
-HALF = ["--ratio", 0.5, *OUT]
-SPARSE = "{home}/sparse"
-PRUNE_MISTAKES = {
-    "ratio 1": (
-        [SPARSE, "--ratio", 1, *OUT],
-        "The ratio is 1.0; it must lie in [0, 1): 0.7 cuts 70 % of the channels.",
-    ),
-    "negative": ([SPARSE, "--ratio", -0.1, *OUT], "The ratio is -0.1; it must lie in [0, 1): 0.7 cuts 70 %"),
-    "NaN": ([SPARSE, "--ratio", "nan", *OUT], "The ratio is nan; it must lie in [0, 1): 0.7 cuts 70 %"),
-    "no number": ([SPARSE, "--ratio", "most", *OUT], "could not convert string to float: 'most'"),
-    "too much": (
-        [SPARSE, "--ratio", 0.95, *OUT],
-        "A ratio of 0.95 cannot be met: with min_channels=1 and the layers left alone, 10 of 12 channels can go; "
-        "the largest ratio is 0.8333.",
-    ),
-    "neither": ([SPARSE, *OUT], "Give either a ratio or a threshold, for example"),
-    "both": ([SPARSE, *HALF, "--threshold", 0.1], "Give either a ratio or a threshold, for example"),
-    "threshold": ([SPARSE, "--threshold", -1, *OUT], "The threshold is -1.0; it must be a number of at least 0"),
-    "no channels": ([SPARSE, *HALF, "--min-channels", 0], "min_channels is 0; it must be at least 1."),
-    "multiple": ([SPARSE, *HALF, "--multiple-of", 0], "multiple_of is 0; it must be at least 1."),
-    "layer": ([SPARSE, *HALF, "--leave", "bn7"], "There is no layer bn7 to leave alone; the layers are bn0, bn1."),
-    "out exists": (
-        [SPARSE, "--ratio", 0.5, "--out", "{home}/pruned"],
-        "{home}/pruned exists already and checkpoints are never overwritten; choose another --out.",
-    ),
-    "out is a file": (
-        [SPARSE, "--ratio", 0.5, "--out", "{home}/empty"],
-        "exists already and checkpoints are never",
-    ),
-    "below a file": (
-        [SPARSE, "--ratio", 0.5, "--out", "{home}/empty/x"],
-        "{home}/empty/x cannot be a folder, since a file is in its place; choose another --out.",
-    ),
-    "no out": ([SPARSE, "--ratio", 0.5], "Missing from jaxslim prune: --out STR"),
-    "absent": (["{home}/no", *HALF], "There is no checkpoint {home}/no; check the path."),
-    "a file": (
-        ["{home}/empty", *HALF],
-        "{home}/empty is not a checkpoint of jaxslim (no meta and variables in it)",
-    ),
-    "other files": (
-        ["{home}", *HALF],
-        "and not a run that has saved one; give a folder that jaxslim.train or jaxslim.prune",
-    ),
-    "damaged": (["{home}/broken", *HALF], "{home}/broken is damaged: its file variables/d/"),
-}
-
-
-@pytest.mark.parametrize(("words", "message"), PRUNE_MISTAKES.values(), ids=PRUNE_MISTAKES)
-def test_mistakes_in_pruning(call, damaged, words, message):
-    before = contents(damaged)
-    assert_one_message(call(prune_command, *filled(words, damaged)), message.format(home=damaged))
-    assert contents(damaged) == before
-    assert not (damaged / "new").exists()
-
-
-def test_a_damaged_checkpoint_in_a_process_of_its_own(damaged):
-    """Orbax reads in threads, which would print tracebacks of their own."""
-    done = python("-m", "jaxslim", "evaluate", "broken", cwd=damaged)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(
-        r"jaxslim: \S+ is damaged: its file \S+ is missing or changed; take another checkpoint\.\n", done.stderr
-    )
-
-
-# Evaluate
-
-
-def test_evaluate_in_a_process_of_its_own(home):
-    done = python("-m", "jaxslim", "evaluate", "sparse/latest", "--batch-size", 7, cwd=home)
-    assert (done.returncode, done.stderr) == (0, "")
-    row = rows(home / "sparse")[-1]
-    found = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
-    assert found["checkpoint"] == f"{home}/sparse/checkpoints/2 (sparse)"
-    assert found["network"] == "VGG [4, 'M', 8]"
-    assert found["accuracy"] == f"{row['accuracy']:.2%} on 24 test images of {home}/data.npz"
-    assert re.fullmatch(r"\d\.\d{4}", found["loss"])
-    assert found["parameters"] == "375"
-    assert found["MACs"] == "6,936 multiply-accumulates an image"
-    assert re.search(r"latency +\d+\.\d\d ms for 1 image", done.stdout)
-    assert re.search(r"latency +\d+\.\d\d ms for 64 image", done.stdout)
-
-
-@pytest.mark.parametrize(
-    "script", [["-m", "jaxslim", "evaluate"], [HOME / "scripts" / "ratio_sweep.py", "--ratios", 0.5]]
-)
-def test_a_data_set_whose_name_is_not_utf8(home, tmp_path, script):
-    dataset = tmp_path / os.fsdecode(b"d\xff.npz")
-    train(tiny(tmp_path, dataset=write_data(dataset), epochs=1))
-    done = python(*script, "run", cwd=tmp_path, PYTHONIOENCODING="utf-8:strict")
-    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
-    assert "d\\udcff.npz" in done.stdout
-
-
-def test_evaluate_a_pruned_network(call, home):
-    done = call(evaluate, home / "pruned")
-    params = jaxslim.load(home / "pruned").meta["cost"]["params"]
-    assert done.code == 0
-    assert re.search(r"^checkpoint .*\(pruned\)$", done.out, re.MULTILINE)
-    assert re.search(rf"^parameters  {params}$", done.out, re.MULTILINE)
-
-
-EVALUATE_MISTAKES = {
-    "absent": (["{home}/no"], "There is no checkpoint {home}/no; check the path."),
-    "a file": (["{home}/empty"], "{home}/empty is not a checkpoint of jaxslim"),
-    "damaged": (["{home}/broken"], "{home}/broken is damaged: its file variables/d/"),
-    "batch": ([SPARSE, "--batch-size", 0], "batch_size is 0; it must be at least 1."),
-    "data": ([SPARSE, "--dataset", "no.npz"], "There is no file or folder no.npz; check the path."),
-    "classes": (
-        [SPARSE, "--dataset", "{home}/ten.npz"],
-        "{home}/sparse tells 3 classes apart and {home}/ten.npz has 10; give the data set it was trained on with "
-        "--dataset.",
-    ),
-    "nothing": ([], "Missing from jaxslim evaluate"),
-}
-
-
-@pytest.mark.parametrize(("words", "message"), EVALUATE_MISTAKES.values(), ids=EVALUATE_MISTAKES)
-def test_mistakes_in_evaluating(call, damaged, words, message):
-    before = contents(damaged)
-    assert_one_message(call(evaluate, *filled(words, damaged)), message.format(home=damaged))
-    assert contents(damaged) == before
-
-
-def test_a_checkpoint_without_a_configuration(call, home, tmp_path):
-    module, variables, _ = jaxslim.load(home / "pruned")
-    jaxslim.save(tmp_path / "bare", module, variables)
-    message = "The checkpoint names no training configuration ('config'); jaxslim.train writes one."
-    assert_one_message(call(evaluate, tmp_path / "bare"), message)
-    assert json.loads((tmp_path / "bare" / "checksums.json").read_text())
 
 
 def test_ctrl_c_that_an_import_turns_into_another_error(capsys):
@@ -503,13 +429,272 @@ def test_ctrl_c_that_an_import_turns_into_another_error(capsys):
     assert after is signal.default_int_handler
 
 
+# Fine-tuning
+
+
+def test_fine_tuning_takes_data_and_recipe_from_the_checkpoint(home):
+    original = tiny(home, workdir=str(home / "sparse"), epochs=12)
+    changes = {"l1": 0.0, "schedule": "cosine", "learning_rate": 0.01}
+    for path, name in (("pruned", "pruned"), ("sparse/best", "sparse"), ("sparse/checkpoints/66", "sparse")):
+        place = {"name": f"{name}-finetuned", "workdir": f"{home}/{name}-finetuned", "init_from": str(home / path)}
+        assert finetuning(home / path) == dataclasses.replace(original, **changes, **place)
+    named = finetuning(home / "pruned", name="other", epochs=3)
+    assert (named.workdir, named.epochs) == (f"{home}/other", 3)
+
+
+def test_fine_tuning_by_a_recipe_takes_the_data_from_the_checkpoint(home):
+    recipe = TrainConfig(name="mine", batch_size=12, l1=1e-5)
+    mine = finetuning(home / "pruned", recipe)
+    known = {"dataset", "image_size", "channels", "mean", "std", "model", "model_args"}
+    original = dataclasses.asdict(tiny(home))
+    for name, value in dataclasses.asdict(mine).items():
+        expected = original[name] if name in known else getattr(recipe, name)
+        assert value == (str(home / "pruned") if name == "init_from" else expected), name
+
+
+def test_a_checkpoint_that_was_fine_tuned_keeps_its_rate(home, tmp_path):
+    module, variables, _ = checkpoint.load(home / "pruned")
+    config = dataclasses.asdict(finetuning(home / "pruned"))
+    jaxslim.save(tmp_path / "tuned", module, variables, {"config": config})
+    again = finetuning(tmp_path / "tuned")
+    assert (again.learning_rate, again.schedule, again.workdir) == (0.01, "cosine", f"{tmp_path}/tuned-finetuned")
+
+
+def test_a_checkpoint_without_a_configuration(call, home, tmp_path):
+    module, variables, meta = checkpoint.load(home / "pruned")
+    jaxslim.save(tmp_path / "bare", module, variables, {"image_shape": meta["image_shape"]})
+    with pytest.raises(InputError, match="names no training configuration; give a CONFIG"):
+        finetuning(tmp_path / "bare")
+    mine = finetuning(tmp_path / "bare", tiny(home))
+    assert mine == dataclasses.replace(tiny(home), init_from=str(tmp_path / "bare"))
+    check_unchanged(dataclasses.replace(mine, model="vgg11"), tmp_path / "bare")  # nothing is known
+    assert_one_message(call(evaluate, tmp_path / "bare"), "bare names no training configuration")
+    done = call(prune_command, tmp_path / "bare", "--ratio", 0.2, "--out", tmp_path / "cut")
+    assert done.code == 0
+    assert "accuracy    not measured: " in done.out
+    assert done.out.endswith(f"Saved {tmp_path}/cut.\n")
+
+
+def test_the_command_fine_tunes_a_checkpoint(call, trained, home, monkeypatch):
+    monkeypatch.chdir(home)
+    assert call(train_command, "--init-from", "pruned", "--epochs", 5, "--dataset", "ten.npz").code == 0
+    assert call(train_command, "--init-from=pruned", "--name", "other", "--channels", 1).code == 0
+    assert call(train_command, "digits-finetune", "--init-from", home / "pruned").code == 0
+    plain, named, recipe = trained
+    assert plain == finetuning(home / "pruned", epochs=5, dataset=f"{home}/ten.npz")
+    assert named == finetuning(home / "pruned", name="other")
+    assert (recipe.name, recipe.dataset, recipe.image_size, recipe.epochs) == (
+        "digits-finetuned",
+        f"{home}/data.npz",
+        8,
+        12,
+    )
+    assert recipe.learning_rate == 0.1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--channels", 3, "--mean", 0, 0, 0, "--std", 1, 1, 1],
+            "channels is 3, and the network of {} was trained with 1;",
+        ),
+        (["--mean", 0.4], "mean is (0.4,), and the network of {} was trained with (0.5,); leave mean out."),
+        (["--model", "vgg11"], "model is vgg11, and the network of {} was trained with vgg; leave model out."),
+        (["--model-args", "widths=3"], "model_args is {{'widths': 3}}, and the network of {} was"),
+    ],
+)
+def test_what_contradicts_the_checkpoint_is_refused(call, home, words, message):
+    before = contents(home)
+    done = call(train_command, "--init-from", home / "pruned", *words)
+    assert_one_message(done, message.format(home / "pruned"))
+    assert contents(home) == before
+
+
+# Prune
+
+
+def layers(out):
+    """Rows of the table that prune prints: name, channels before and after, share cut, protected."""
+    return re.findall(r"│ (\S+) +│ +(\d+) │ +(\d+) │ +(\d+)% │ (\S*)", out)
+
+
+def test_prune_prints_sizes_and_accuracies(call, home, tmp_path):
+    done = call(prune_command, home / "sparse", "--ratio", 0.7, "--out", tmp_path / "cut")
+    assert (done.code, done.err) == (0, "")
+    loaded = checkpoint.load(tmp_path / "cut")
+    a, b = (width for width in loaded.module.widths if width != "M")
+    assert a + b == 12 - 8  # int(12 * 0.7)
+    share = [str(round(100 - 100 * kept / width)) for kept, width in ((a, 4), (b, 8))]
+    assert [row[:4] for row in layers(done.out)] == [("bn0", "4", str(a), share[0]), ("bn1", "8", str(b), share[1])]
+    params, macs = 9 * a + 2 * a + 9 * a * b + 2 * b + 3 * b + 3, 64 * 9 * a + 16 * 9 * a * b + 3 * b
+    said = flat(done.out)
+    assert "channels requested 70.00%, cut 66.67%" in said
+    assert f"parameters 375 -> {params:,} ({params / 375:.1%})" in said
+    assert f"MACs 6,936 -> {macs:,} ({macs / 6936:.1%})" in said
+    assert re.search(r"check logits within \d\.\de-0[6-9] of the full network's with those channels at zero", said)
+    assert "absorbed into" in said
+    assert (loaded.meta["kind"], loaded.meta["cost"]) == ("pruned", {"params": params, "macs": macs})
+    images = np.load(home / "data.npz")
+    pixels = (images["test_images"] / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+    accuracy = np.mean(np.asarray(loaded.module.apply(loaded.variables, pixels)).argmax(-1) == images["test_labels"])
+    full = rows(home / "sparse")[-1]["accuracy"]
+    assert f"accuracy {full:.2%} -> {accuracy:.2%} on 24 test images of {home}/data.npz, before fine-tuning" in said
+    assert done.out.endswith(f"Saved {tmp_path}/cut.\nNext: jaxslim train --init-from {tmp_path}/cut\n")
+
+
+def test_options_of_prune(call, home, tmp_path):
+    def cut(*words):
+        done = call(prune_command, home / "sparse", *words, "--out", tmp_path / str(len(list(tmp_path.iterdir()))))
+        assert (done.code, done.err) == (0, "")
+        return [int(row[2]) for row in layers(done.out)], flat(done.out)
+
+    scales = jax.tree.leaves(jaxslim.bn_scales(jaxslim.load(home / "sparse").variables))
+    scores = sorted(float(score) for layer in scales for score in layer)
+    kept, out = cut("--threshold", scores[4])
+    assert sum(kept) == 12 - 5
+    assert "channels by threshold, cut 41.67%" in out
+    assert cut("--ratio", 0.25, "--leave", "bn1")[0] == [1, 8]
+    kept, out = cut("--ratio", 0.5, "--multiple-of", 4, "--no-absorb")
+    assert all(width % 4 == 0 for width in kept)
+    assert "absorbed" not in out
+    kept, out = cut("--ratio", 0.5, "--min-channels", 3, "--recalibrate", 2)
+    assert sum(kept) == 6
+    assert min(kept) == 3
+    assert "statistics of 2 training batches" in out
+
+
+def test_prune_without_the_data(call, tmp_path):
+    config = tiny(tmp_path, epochs=1)
+    train(config)
+    moved = Path(config.dataset).rename(tmp_path / "moved.npz")
+    done = call(prune_command, tmp_path / "run", "--ratio", 0.5, "--out", tmp_path / "cut")
+    assert (done.code, done.err) == (0, "")
+    assert f"accuracy    not measured: There is no file or folder {config.dataset}; check the path.\n" in done.out
+    done = call(
+        prune_command,
+        tmp_path / "run",
+        "--ratio",
+        0.5,
+        "--out",
+        tmp_path / "again",
+        "--dataset",
+        os.path.relpath(moved),
+    )
+    assert f"on 24 test images of {moved}" in done.out
+    assert done.out.endswith(f"Next: jaxslim train --init-from {tmp_path}/again --dataset {moved}\n")
+    words = (tmp_path / "run", "--ratio", 0.5, "--recalibrate", 1, "--out", tmp_path / "third")
+    assert_one_message(call(prune_command, *words), "There is no file or folder")
+    assert not (tmp_path / "third").exists()
+
+
+OUT = ["--out", "{home}/new"]
+HALF = ["--ratio", 0.5, *OUT]
+SPARSE = "{home}/sparse"
+PRUNE_MISTAKES = {
+    "ratio 1": (
+        [SPARSE, "--ratio", 1, *OUT],
+        "The ratio is 1.0; it must lie in [0, 1): 0.7 cuts 70 % of the channels.",
+    ),
+    "no number": ([SPARSE, "--ratio", "most", *OUT], "could not convert string to float: 'most'"),
+    "too much": ([SPARSE, "--ratio", 0.95, *OUT], "A ratio of 0.95 cannot be met"),
+    "neither": ([SPARSE, *OUT], "ratio or a threshold, for example"),
+    "both": ([SPARSE, *HALF, "--threshold", 0.1], "ratio or a threshold, for example"),
+    "layer": ([SPARSE, *HALF, "--leave", "bn7"], "There is no layer bn7 to leave alone; the layers are bn0, bn1."),
+    "out exists": (
+        [SPARSE, "--ratio", 0.5, "--out", "{home}/pruned"],
+        "{home}/pruned exists already and checkpoints are never overwritten; choose another --out.",
+    ),
+    "below a file": (
+        [SPARSE, "--ratio", 0.5, "--out", "{home}/empty/x"],
+        "{home}/empty/x cannot be a folder, since a file is in its place; choose another --out.",
+    ),
+    "no out": ([SPARSE, "--ratio", 0.5], "Missing from jaxslim prune: --out FOLDER"),
+    "batches": ([SPARSE, *HALF, "--recalibrate", -1], "recalibrate is -1; it must be a number of batches, 0 or more."),
+    "absent": (["{home}/no", *HALF], "There is no checkpoint {home}/no; check the path."),
+    "a file": (["{home}/empty", *HALF], "{home}/empty is not a checkpoint of jaxslim (no meta and variables in it)"),
+    "damaged": (["{home}/broken", *HALF], "{home}/broken is damaged: its file variables/d/"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), PRUNE_MISTAKES.values(), ids=PRUNE_MISTAKES)
+def test_mistakes_in_pruning(call, home, words, message):
+    before = contents(home)
+    assert_one_message(call(prune_command, *filled(words, home)), message.format(home=home))
+    assert contents(home) == before
+    assert not (home / "new").exists()
+
+
+def test_a_damaged_checkpoint_in_a_process_of_its_own(home):
+    """Orbax reads in threads, which would print tracebacks of their own."""
+    done = python("-m", "jaxslim", "evaluate", "broken", cwd=home)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"jaxslim: \S+ is damaged: its file \S+ is missing or changed; take another checkpoint\.\n", done.stderr
+    )
+
+
+# Evaluate
+
+
+def test_evaluate_in_a_process_of_its_own(home):
+    done = python("-m", "jaxslim", "evaluate", "sparse/latest", "--batch-size", 7, cwd=home)
+    assert (done.returncode, done.stderr) == (0, "")
+    row = rows(home / "sparse")[-1]
+    found = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert found["checkpoint"] == f"{home}/sparse/checkpoints/72 (sparse)"
+    assert found["network"] == "VGG [4, 'M', 8]"
+    assert found["accuracy"] == f"{row['accuracy']:.2%} on 24 test images of {home}/data.npz"
+    assert re.fullmatch(r"\d\.\d{4}", found["loss"])
+    assert found["parameters"] == "375"
+    assert found["MACs"] == "6,936 multiply-accumulates an image"
+    for what in ("1 image", "64 images"):
+        assert re.search(rf"^latency +\d+\.\d\d ms for {what} \(median of 20, ", done.stdout, re.MULTILINE)
+
+
+def test_a_data_set_whose_name_is_not_utf8(tmp_path):
+    dataset = tmp_path / os.fsdecode(b"d\xff.npz")
+    train(tiny(tmp_path, dataset=write_data(dataset), epochs=1))
+    words = [HOME / "scripts" / "ratio_sweep.py", "run", "--ratios", 0.5]
+    done = python(*words, cwd=tmp_path, PYTHONIOENCODING="utf-8:strict")
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert "d\\udcff.npz" in done.stdout
+
+
+def test_evaluate_a_pruned_network(call, home):
+    done = call(evaluate, home / "pruned")
+    assert done.code == 0
+    assert re.search(r"^checkpoint .*\(pruned\)$", done.out, re.MULTILINE)
+    assert f"\nparameters  {jaxslim.load(home / 'pruned').meta['cost']['params']}\n" in done.out
+
+
+EVALUATE_MISTAKES = {
+    "absent": (["{home}/no"], "There is no checkpoint {home}/no; check the path."),
+    "batch": ([SPARSE, "--batch-size", 0], "batch_size is 0; it must be at least 1."),
+    "data": ([SPARSE, "--dataset", "no.npz"], "There is no file or folder no.npz; check the path."),
+    "classes": (
+        [SPARSE, "--dataset", "{home}/ten.npz"],
+        "tells 3 classes apart and {home}/ten.npz has 10; give the data set that it was trained on.",
+    ),
+    "nothing": ([], "Missing from jaxslim evaluate: CHECKPOINT"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), EVALUATE_MISTAKES.values(), ids=EVALUATE_MISTAKES)
+def test_mistakes_in_evaluating(call, home, words, message):
+    before = contents(home)
+    assert_one_message(call(evaluate, *filled(words, home)), message.format(home=home))
+    assert contents(home) == before
+
+
 def test_a_disk_that_takes_no_more_is_one_line_a_save(tmp_path):
     """Each file may have two kilobytes; orbax would print tracebacks from its threads."""
-    options = "--widths 8 M 8 --epochs 2 --image-size 8 --batch-size 64 --no-compilation-cache --workdir run"
-    limited = f"ulimit -f 2; exec '{sys.executable}' -m jaxslim.train {options}"
+    words = shlex.join(options(tiny(tmp_path, epochs=2, compilation_cache=False, model_args={"widths": (8, "M", 8)})))
+    limited = f"ulimit -f 2; exec '{sys.executable}' -m jaxslim.train {words}"
     done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.count("A checkpoint could not be saved: [Errno ") == 2
     assert len(done.stderr.splitlines()) == 2 * 2 + 1  # a row and a line for each epoch, and the last
-    assert re.search(r"^jaxslim: \S+/run/checkpoints/2: .*has room\.$", done.stderr, re.MULTILINE)
+    assert re.search(r"^jaxslim: \S+/run/checkpoints/12: .*has room\.$", done.stderr, re.MULTILINE)
     assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*")) == []
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 2

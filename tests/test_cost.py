@@ -115,8 +115,18 @@ def test_a_loop_of_unknown_length_cannot_be_counted() -> None:
 def test_running_statistics_are_no_parameters() -> None:
     leaf, images = jax.ShapeDtypeStruct((3,), jnp.float32), jax.ShapeDtypeStruct((1, 3), jnp.float32)
     tree = {"params": {"a": leaf}, "batch_stats": {"b": leaf}}
-    assert jaxslim.count(lambda v, x: x * v["params"]["a"][None], tree, images).params == 3
+    apply = lambda v, x: x * v["params"]["a"][None]  # noqa: E731
+    assert jaxslim.count(apply, tree, images).params == 3
+    assert jaxslim.count(apply, tree, images, trained="batch_stats").params == 3
+    assert jaxslim.count(apply, tree, images, trained="weights").params == 6
     assert jaxslim.count(lambda v, x: x * v["a"][None], {"a": leaf, "b": leaf}, images).params == 6
+
+
+def test_inputs_may_be_a_tree() -> None:
+    inputs = {"tokens": jax.ShapeDtypeStruct((8, 5), jnp.int32), "image": jax.ShapeDtypeStruct((8, 4), jnp.float32)}
+    apply = lambda w, x: jax.nn.one_hot(x["tokens"], 3).sum(1) @ w[0] + x["image"] @ w[1]  # noqa: E731
+    weights = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((3, 2), (4, 2))]
+    assert jaxslim.count(apply, weights, inputs) == (6 + 8, 6 + 8)
 
 
 @settings(max_examples=15)

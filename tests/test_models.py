@@ -1,4 +1,6 @@
-"""VGG against PyTorch and against what its paper and reference say about it."""
+"""VGG against PyTorch, its paper and its reference; models by name."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxslim import models
+from jaxslim.errors import InputError
 from jaxslim.models.vgg import VGG, WIDTHS, max_pool
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
@@ -82,7 +85,7 @@ def test_max_pool_equals_flax(height, width, seed):
 
 @given(st.integers(0, 1000))
 def test_max_pool_shares_the_gradient_among_ties(seed):
-    """What a window receives is what it passes on, all of it to its maxima."""
+    """Each window passes on the whole gradient that it receives, to its maxima only."""
     x = np.random.default_rng(seed).integers(0, 2, (2, 4, 4, 3)).astype(np.float32)
     (values, _), (own, flax) = pooled(x)
     summed = [np.reshape(gradient, (2, 2, 2, 2, 2, 3)).sum((2, 4)) for gradient in (own, flax)]
@@ -112,7 +115,7 @@ def initial():
 
 
 def assert_normal(values: jax.Array, deviation: float) -> None:
-    """With mean 0 and `deviation` to five standard errors, and tails that are not cut."""
+    """Mean 0 and `deviation`, both to five standard errors, and tails as long as a normal distribution's."""
     scaled = np.asarray(values).ravel() / deviation
     assert abs(scaled.mean()) < 5 / scaled.size**0.5
     assert abs(scaled.std() - 1) < 5 / (2 * scaled.size) ** 0.5
@@ -151,12 +154,39 @@ def test_variants(name, convolutions, expected):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected
 
 
-def test_names_of_widths():
-    assert set(WIDTHS) == {"vgg11", "vgg13", "vgg16", "vgg19"}
+@pytest.mark.parametrize("widths", [(8, 0), (8, -1), (8, 2.5), (8, "m"), (True,), (2**40,), "64 M"])
+def test_widths_that_are_none(widths):
+    with pytest.raises(
+        InputError, match=r'^widths hold .*; each must be a positive number of channels or "M" for pool'
+    ):
+        VGG(widths)
 
 
-def test_number_of_classes():
-    assert models.vgg19(num_classes=100) == VGG(WIDTHS["vgg19"], num_classes=100)
+@pytest.mark.parametrize("classes", [0, True, 2.0, ["a"]])
+def test_numbers_of_classes_that_are_none(classes):
+    with pytest.raises(InputError, match=r"^num_classes is .*; it must be an integer of at least 1"):
+        VGG((8,), num_classes=classes)
+
+
+def test_poolings_that_leave_no_pixel():
+    def logits(*shape):
+        return jax.eval_shape(VGG((4, "M", "M", "M")).init_with_output, jax.random.key(0), jnp.ones(shape))[0]
+
+    assert logits(1, 8, 8, 3).shape == (1, 10)
+    with pytest.raises(
+        InputError, match="3 poolings shrink images of 32x7 pixels to nothing; use larger images, or wi"
+    ):
+        logits(1, 32, 7, 3)
+    with pytest.raises(
+        InputError, match=r"images have shape \(8, 8, 3\); pass an array \(n, height, width, channels\)"
+    ):
+        logits(8, 8, 3)
+
+
+def test_architecture_is_the_list_of_widths():
+    assert VGG((64, np.int64(3), "M")).architecture() == "[64, 3, 'M']"
+    assert models.architecture(VGG((64, "M"))) == "[64, 'M']"
+    assert models.architecture(nn.Dense(2)) is None
 
 
 def test_resized(initial):
@@ -176,3 +206,59 @@ def test_resized(initial):
     assert resized == VGG((5, "M", 1, 96), num_classes=100, dtype=jnp.bfloat16)
     assert jax.eval_shape(resized.apply, narrow, jnp.zeros((2, 4, 4, 3))).shape == (2, 100)
     assert module.resized(initial) == module
+
+
+# Models by name
+
+
+class Linear(nn.Module):
+    num_classes: int
+    dtype: Any = jnp.float32
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        flat = images.reshape(len(images), -1)
+        return nn.Dense(self.num_classes, self.bias, self.dtype)(flat)
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_named_models_are_the_functions_of_their_names(name):
+    built = models.build(name, {}, num_classes=100, dtype=jnp.bfloat16)
+    assert built == VGG(WIDTHS[name], 100, jnp.bfloat16) == getattr(models, name)(num_classes=100, dtype=jnp.bfloat16)
+
+
+def test_arguments_reach_the_model():
+    for name in ("vgg", "vgg19"):
+        built = models.build(name, {"widths": (4, "M")}, num_classes=3, dtype=jnp.float32)
+        assert built == VGG((4, "M"), 3, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("vgg7", {}, "There is no model 'vgg7'; the models are vgg, vgg11, vgg13, vgg16, vgg19."),
+        ("vgg", {}, "model vgg does not take the model_args {}: .*missing 1 required positional argument: 'widths'"),
+        ("vgg", {"widths": 64}, "model vgg does not take the model_args {'widths': 64}: 'int' object is not iterable"),
+        (
+            "vgg11",
+            {"depth": 3},
+            "model vgg11 does not take the model_args {'depth': 3}: .*unexpected keyword arg.* 'depth'",
+        ),
+        ("vgg", {"widths": (4, 0)}, 'widths hold 0; each must be a positive number of channels or "M" for pooling'),
+    ],
+)
+def test_models_that_cannot_be_built(name, arguments, message):
+    with pytest.raises(InputError, match=message):
+        models.build(name, arguments, num_classes=2, dtype=jnp.float32)
+
+
+def test_a_model_of_ones_own(monkeypatch):
+    """A class also gives checkpoints their module; any other function only builds one."""
+    monkeypatch.setitem(models.MODELS, "linear", Linear)
+    monkeypatch.setitem(models.MODELS, "unbiased", lambda **arguments: Linear(bias=False, **arguments))
+    assert models.build("linear", {"bias": False}, num_classes=3, dtype=jnp.float32) == Linear(3, jnp.float32, False)
+    assert models.build("unbiased", {}, num_classes=3, dtype=jnp.float32) == Linear(3, jnp.float32, False)
+    assert models.module_class(f"{__name__}.Linear") is Linear
+    assert models.module_class("jaxslim.models.vgg.VGG") is VGG
+    assert models.module_class("jaxslim.models.vgg.vgg19") is None

@@ -1,9 +1,8 @@
-"""Cutting: the narrower VGG, what `cut` leaves alone, what it refuses, and the package's public names."""
+"""Pruning and cutting: the narrower VGG, what `cut` leaves alone, what it refuses, and the package's public names."""
 
-import importlib
+import dataclasses
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from networks import draw
 
 import jaxslim
-from jaxslim.core.plan import Layer
+from jaxslim.slim.prune import difference, tolerance
 
 WIDTHS = (4, "M", 6, 5, "M")
 
@@ -34,6 +33,20 @@ def vgg(seed: int = 0, widths: Any = WIDTHS) -> tuple[jaxslim.VGG, Any]:
 
 def images(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(2, 8, 8, 3)).astype(np.float32)
+
+
+class Maxout(nn.Module):
+    """Takes its pairs from a reshape that the narrower network has no room for."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(self.width)(x))
+        return nn.Dense(3)(x.reshape(len(x), 4, 2).max(1))
+
+    def resized(self, variables: Any) -> "Maxout":
+        return self.clone(width=variables["params"]["Dense_0"]["kernel"].shape[-1])
 
 
 def assert_cut_is_zeroed(module: Any, variables: Any, pruned: jaxslim.Pruned) -> None:
@@ -98,7 +111,31 @@ def test_options_reach_the_plan() -> None:
     assert pruned.plan.layers[2].after == 5
 
 
-def test_a_module_that_cannot_be_resized_says_how() -> None:
+def test_what_prune_returns() -> None:
+    module, variables = vgg()
+    pruned = jaxslim.prune(module, variables, 0.5, images())
+    narrower, smaller, plan = pruned
+    assert (narrower, smaller, plan) == (pruned.module, pruned.variables, pruned.plan)
+    assert pruned.full is variables
+    jax.tree.map(np.testing.assert_array_equal, jaxslim.cut(pruned.graph, pruned.full, plan), smaller)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        pruned.plan = None  # type: ignore[misc]
+
+
+def test_absorption_comes_before_the_cut() -> None:
+    module, variables = vgg()
+    pruned = jaxslim.prune(module, variables, 0.5, images(), absorb=True)
+    plain = jaxslim.prune(module, variables, 0.5, images())
+    absorbed = jaxslim.absorb(module.apply, variables, pruned.graph, pruned.plan, images())
+    jax.tree.map(np.testing.assert_array_equal, pruned.full, absorbed)
+    jax.tree.map(np.testing.assert_array_equal, pruned.variables, jaxslim.cut(pruned.graph, absorbed, pruned.plan))
+    assert pruned.module == plain.module
+    assert not np.array_equal(
+        pruned.variables["batch_stats"]["bn1"]["mean"], plain.variables["batch_stats"]["bn1"]["mean"]
+    )
+
+
+def test_modules_that_cannot_be_pruned() -> None:
     class Plain(nn.Module):
         @nn.compact
         def __call__(self, x: Any) -> Any:
@@ -108,30 +145,27 @@ def test_a_module_that_cannot_be_resized_says_how() -> None:
     variables = jax.tree.map(lambda leaf: np.arange(leaf.size, dtype=np.float32).reshape(leaf.shape), variables)
     with pytest.raises(jaxslim.InputError, match=r"Plain does not say how .*: give it a method resized\(variables\)"):
         jaxslim.prune(Plain(), variables, 0.5, images())
+    module = Maxout(8)
+    variables = module.init(jax.random.key(0), np.ones((1, 3)))
+    with pytest.raises(jaxslim.InputError, match=r"Maxout cannot be applied after the cut .* name the layers to spare"):
+        jaxslim.prune(module, variables, 0.5, np.ones((1, 3)))
 
 
-def test_networks_of_every_precision_are_cut(tmp_path: Path) -> None:
-    command = importlib.import_module("jaxslim.commands.prune")
-    for dtype, tolerance in ((None, 1e-4), (jnp.float32, 1e-4), (jnp.float16, 6.25e-3), (jnp.bfloat16, 0.05)):
-        module, variables = vgg()
-        module = module.clone(dtype=dtype)
-        jaxslim.save(tmp_path / str(dtype), module, variables, {"image_shape": [8, 8, 3]})
-        _, meta = command.save_cut(tmp_path / str(dtype), tmp_path / f"{dtype}-cut", 0.5)
-        assert meta["check"]["exact"]
-        assert command.tolerance(module) == pytest.approx(tolerance)
-    assert command.tolerance(Maxout(8)) == 1e-4
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [(None, 1e-4), (jnp.float32, 1e-4), (jnp.float16, 6.25e-3), (jnp.bfloat16, 0.05)]
+)
+def test_differences_in_every_precision_are_float_noise(dtype: Any, expected: float) -> None:
+    module, variables = vgg()
+    module = module.clone(dtype=dtype)
+    pruned = jaxslim.prune(module, variables, 0.5, images())
+    assert tolerance(module) == pytest.approx(expected)
+    assert difference(module, pruned, images()) <= tolerance(module)
+    other = dataclasses.replace(pruned, variables=jax.tree.map(lambda leaf: 1.1 * leaf, pruned.variables))
+    assert difference(module, other, images()) > tolerance(module)
 
 
-def test_names_that_look_like_markup_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    layers = (Layer("stem[red]/[/x]", 4, 2, False),)
-    plan = jaxslim.Plan(keep=np.ones(5, bool), requested=0.5, achieved=0.5, layers=layers)
-    cost = {"params": 2, "macs": 2}
-    how = {"requested": 0.5, "absorb": False}
-    meta = {"cost": cost, "full_cost": cost, "plan": how, "check": {"logits_difference": 0.0, "exact": True}}
-    importlib.import_module("jaxslim.commands.prune").show(
-        jaxslim.Pruned(None, None, plan), meta | {"recalibrated_on": 0}
-    )
-    assert "stem[red]/[/x]" in capsys.readouterr().out
+def test_modules_without_a_dtype_compute_in_float32() -> None:
+    assert tolerance(Maxout(8)) == 1e-4
 
 
 def halved() -> tuple[jaxslim.ChannelGraph, Any, jaxslim.Plan]:
@@ -230,68 +264,20 @@ def test_importing_the_package_imports_none_of_the_heavy_ones() -> None:
     assert python(f"import sys, jaxslim; print([name for name in {heavy} if name in sys.modules])") == "[]"
 
 
-def test_lowering_is_there_without_being_imported() -> None:
+def test_ops_is_there_without_being_imported() -> None:
     assert python("import jaxslim; print('ops' in dir(jaxslim), jaxslim.ops.conv.__name__)") == "True conv"
 
 
-def test_the_submodule_prune_can_be_called_like_the_function() -> None:
-    assert (
-        python(
-            "import jaxslim.prune, jaxslim\n"
-            "for prune in (jaxslim.prune, jaxslim.prune.prune):\n"
-            "    try:\n"
-            "        prune(object(), {'params': {}}, 0.5, None)\n"
-            "    except ValueError as error:\n"
-            "        print(error)\n"
-        ).splitlines()
-        == ["The module is of type object; pass a Linen module, as load(path) gives."] * 2
-    )
-    assert callable(importlib.import_module("jaxslim.commands.prune"))
-    assert callable(jaxslim.prune)
-
-
 MODELS = ["VGG", "vgg11", "vgg13", "vgg16", "vgg19"]
-STEPS = [
-    "trace",
-    "bn_scales",
-    "bn_scale_mask",
-    "plan",
-    "cut",
-    "zero",
-    "prune",
-    "count",
-    "l1_subgradient",
-    "save",
-    "load",
-]
+STEPS = ["trace", "bn_scales", "bn_scale_mask", "plan", "cut", "zero", "absorb", "recalibrate", "prune", "count"]
+TRAINING = ["l1_subgradient", "l1_proximal", "TrainConfig", "save", "load"]
 RESULTS = ["ChannelGraph", "Plan", "Pruned", "Cost", "Loaded", "InputError"]
 
 
 def test_public_names() -> None:
-    for name in (*MODELS, *STEPS, *RESULTS):
-        assert getattr(jaxslim, name) is not None
+    for name in (*MODELS, *STEPS, *TRAINING, *RESULTS):
+        assert callable(getattr(jaxslim, name))
         assert name in dir(jaxslim)
     assert issubclass(jaxslim.InputError, ValueError)
-    with pytest.raises(AttributeError, match="module 'jaxslim' has no attribute 'prnue'"):
+    with pytest.raises(AttributeError, match="prnue"):
         _ = jaxslim.prnue
-
-
-class Maxout(nn.Module):
-    """Takes its pairs from a reshape that the narrower network has no room for."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x: Any, train: bool = False) -> Any:
-        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(self.width)(x))
-        return nn.Dense(3)(x.reshape(len(x), 4, 2).max(1))
-
-    def resized(self, variables: Any) -> "Maxout":
-        return self.clone(width=variables["params"]["Dense_0"]["kernel"].shape[-1])
-
-
-def test_a_network_that_cannot_be_applied_after_the_cut_is_refused() -> None:
-    module = Maxout(8)
-    variables = module.init(jax.random.key(0), np.ones((1, 3)))
-    with pytest.raises(jaxslim.InputError, match=r"Maxout cannot be applied after the cut .*Name the layers concerned"):
-        jaxslim.prune(module, variables, 0.5, np.ones((1, 3)))

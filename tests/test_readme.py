@@ -1,4 +1,4 @@
-"""README's code runs, and the commands and files it names exist."""
+"""README's code runs, the commands, files and places that it names exist, and its figures are those of the reports."""
 
 import json
 import re
@@ -6,39 +6,50 @@ import shlex
 from pathlib import Path
 
 import jax
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_code_blocks_run(number, tmp_path, monkeypatch, capsys):
+def test_code_blocks_run_one_after_another(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    names = {"__name__": "readme"}
     with jax.numpy_rank_promotion("allow"):  # as it is for users
-        exec(compile(BLOCKS[number], f"README block {number}", "exec"), {})
+        for number, block in enumerate(BLOCKS):
+            exec(compile(block, f"README block {number}", "exec"), names)
     printed = capsys.readouterr().out.splitlines()
-    promised = re.findall(r"print\(.*\)  # (.*)", BLOCKS[number])
+    promised = re.findall(r"print\(.*\)  # (\(.*)", "".join(BLOCKS))
+    assert len(promised) > 0
     assert [line for line in promised if line not in printed] == []
+    assert sum(names["net"].widths) == 48  # half of Net's channels are left
 
 
-def test_there_are_code_blocks():
-    assert len(BLOCKS) == 2
-    assert len(BLOCKS[0].strip().splitlines()) <= 10
+def test_own_network_takes_ten_lines_and_own_loop_twenty():
+    assert len(BLOCKS) == 4
+    lines = [len([line for line in block.splitlines() if line]) for block in BLOCKS]
+    assert lines[1] <= 10
+    assert lines[2] <= 20
 
 
 def test_files_that_are_named_exist():
-    named = set(re.findall(r"(?:configs|scripts)/\w+(?:\.py)?", README)) | set(
-        re.findall(r"\]\((\.github/[^)]+)\)", README)
-    )
-    assert len(named) > 6
+    named = set(re.findall(r"(?:configs|scripts)/\w+(?:/\w+)*(?:\.\w+)?", README))
+    named |= set(re.findall(r"\]\((?!http|#)([^)]+)\)", README))
+    assert len(named) > 10
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_links_within_lead_to_headings():
+    headings = re.findall(r"^#+ (.*)$", README, re.M)
+    places = {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+    named = re.findall(r"\]\(#([^)]+)\)", README)
+    assert len(named) > 10
+    assert [name for name in named if name not in places] == []
 
 
 def test_figures_of_the_reproduction_are_those_of_its_report():
     report = (ROOT / ".github" / "reproduction" / "report.md").read_text()
-    section = README.partition("## The paper's tables")[2].partition("## The reference's commands")[0]
+    section = README.partition("### CIFAR-10")[2].partition("### Speed")[0]
     shown = [line for line in section.splitlines() if line.startswith("|")]
     assert len(shown) > 20
     assert [line for line in shown if line not in report.splitlines()] == []
@@ -56,14 +67,19 @@ def _accuracies(seed):
 
 
 def test_commands_take_the_flags_that_are_named():
-    homes = {"-m jaxslim.train": "jaxslim/config.py"}
-    command = r"python (-m jaxslim\.\w+|scripts/\w+\.py)"
+    homes = {"jaxslim train": "jaxslim/training/config.py"}
+    command = r"(jaxslim (?:train|prune|sweep|evaluate)|python scripts/\w+\.py)"
     ticked, blocks = re.findall(f"`{command}([^`]*)`", README), re.findall(f"^    {command}(.*)$", README, re.M)
     assert len(ticked) > 6
-    assert len(blocks) > 4
-    for name, flags in (*ticked, *blocks):
-        home = homes.get(name, name.replace("-m jaxslim.", "jaxslim/").removesuffix(".py") + ".py")
-        fields = re.findall(r"^    (\w+):", (ROOT / home).read_text(), re.M)
-        for flag in (word for word in shlex.split(flags, comments=True) if word.startswith("--")):
+    assert len(blocks) > 10
+    configs = {path.stem.replace("_", "-") for path in (ROOT / "configs").glob("*.py")}
+    for name, rest in (*ticked, *blocks):
+        home = homes.get(name, name.replace("jaxslim ", "jaxslim/commands/").removeprefix("python "))
+        source = (ROOT / (home if home.endswith(".py") else f"{home}.py")).read_text()
+        options = {*re.findall(r"^    (\w+):", source, re.M), "help", *(["list"] if name == "jaxslim train" else [])}
+        words = shlex.split(rest, comments=True)
+        for flag in (word for word in words if word.startswith("--")):
             field = flag[2:].replace("-", "_")
-            assert flag == "--help" or {field, field.removeprefix("no_")} & set(fields), f"{name} has no {flag}"
+            assert {field, field.removeprefix("no_")} & options, f"{name} has no {flag}"
+        if name == "jaxslim train" and words and words[0][0] not in "-.":
+            assert words[0] in configs

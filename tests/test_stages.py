@@ -58,7 +58,7 @@ def test_a_failure_takes_those_along_that_need_it(tmp_path: Any, capsys: Any) ->
     ]
     assert capsys.readouterr().err == "a failed: a went wrong\n"
     run(tmp_path / "other", plan([], fail="c"))
-    advice = f"(To have done again what it needs, delete {tmp_path}/other/b.json and the folder beside it.)"
+    advice = f"(To repeat what it needs, delete {tmp_path}/other/b.json and the folder beside it.)"
     assert capsys.readouterr().err == f"c failed: c went wrong {advice}\n"
     shutil.rmtree(tmp_path / "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json"]
@@ -79,7 +79,7 @@ def test_a_result_of_another_configuration_is_refused_before_any_work(tmp_path: 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 10**5, *BROKEN])
 def test_a_result_that_cannot_be_read(tmp_path: Any, content: str) -> None:
     (tmp_path / "a.json").write_text(content)
-    with pytest.raises(InputError, match=r"a.json cannot be read; delete it, and those of the stages behind it"):
+    with pytest.raises(InputError, match=r"a.json cannot be read; delete it and those of later stages"):
         run(tmp_path, plan([]))
 
 

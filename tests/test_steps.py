@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import reference_step
 from flax import linen as nn
@@ -26,8 +28,11 @@ from jaxslim import data
 from jaxslim.errors import InputError
 from jaxslim.models import VGG
 from jaxslim.slim.criteria import bn_scale_mask
-from jaxslim.training import steps
+from jaxslim.training import feed, loop
 from jaxslim.training.config import TrainConfig
+from jaxslim.training.evaluation import evaluator, training_batches
+from jaxslim.training.feed import Batch, InMemory
+from jaxslim.training.optimizer import learning_rates, losses, optimizer
 
 REFERENCE = dict(np.load(reference_step.FILE))
 COLOURS = {"mean": reference_step.MEAN, "std": reference_step.STD}
@@ -43,9 +48,14 @@ def one_device() -> jax.sharding.Mesh:
 
 def start(config: TrainConfig, module: Any, variables: Any, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
     """The state before the first step, and the step; an epoch is one step."""
-    tx = steps.optimizer(config, steps.learning_rates(config, 1), bn_scale_mask(variables))
-    state = steps.TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables["params"]))
-    return jax.device_put(state, steps.shardings(mesh)[0]), steps.train_step(config, module, tx, mesh)
+    tx = optimizer(config, learning_rates(config, 1), bn_scale_mask(variables))
+    state = new_state(variables, tx)
+    return jax.device_put(state, feed.shardings(mesh)[0]), loop.train_step(config, module, tx, mesh)
+
+
+def new_state(variables: Any, tx: Any) -> loop.TrainState:
+    sums = loop.Sums(jnp.zeros(()), jnp.zeros((), int), jnp.zeros((), int))
+    return loop.TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables["params"]), sums)
 
 
 # Against PyTorch
@@ -57,7 +67,7 @@ def precision(dtype: str) -> Iterator[None]:
     with jax.enable_x64(dtype == "float64"), pytest.MonkeyPatch.context() as patch:
         if dtype == "float64":
             row = functools.partial(np.reshape, shape=(1, 1, 1, 3))
-            patch.setattr(steps, "normalise", lambda x, mean, std: (x.astype(dtype) / 255 - row(mean)) / row(std))
+            patch.setattr(data, "normalise", lambda x, mean, std: (x.astype(dtype) / 255 - row(mean)) / row(std))
         yield
 
 
@@ -66,18 +76,22 @@ def train(name: str, l1: float, dtype: str) -> dict[str, np.ndarray]:
     """What `reference_step.train` computes, by jaxslim with the recipe that is its default."""
     case = reference_step.CASES[name]
     images, labels, batches, _ = reference_step.inputs(case)
-    config = TrainConfig(**COLOURS, pad=0, flip=False, l1=l1, epochs=4, batch_size=reference_step.BATCH)
+    config = TrainConfig(**COLOURS, augment=(), l1=l1, epochs=4, batch_size=reference_step.BATCH)
     history = []
     with precision(dtype):
         module = VGG(case.widths, reference_step.CLASSES, dtype=dtype)
         variables = jax.tree.map(jnp.array, reference_step.variables(case, dtype))
         state, step = start(config, module, variables, one_device())
         for number, chosen in enumerate(batches, start=1):
-            state, sums = step(state, images, labels, chosen[None], jax.random.key(0))
-            assert int(state.step) == number
+            before = jax.device_get(state.sums)
+            state = step(state, Batch(images, labels, chosen[None]), jax.random.key(0))
+            assert int(state.step) == int(state.sums.finite) == number
             named = traverse_util.flatten_dict(state.variables, sep="/")
             row = {name.partition("/")[2]: value for name, value in named.items()}
-            row |= {"loss": sums.loss[0] / len(chosen), "correct": sums.correct[0]}
+            row |= {
+                "loss": (state.sums.loss - before.loss) / len(chosen),
+                "correct": state.sums.correct - before.correct,
+            }
             history.append(jax.device_get(row))
     return {array: np.stack([row[array] for row in history]) for array in history[0]}
 
@@ -151,12 +165,12 @@ def test_l1_pulls_on_scales_alone():
 )
 def test_learning_rates_of_short_runs(epochs, expected):
     """An epoch starts with the drops that lie before it; odd numbers of epochs miss none."""
-    rate = steps.learning_rates(TrainConfig(epochs=epochs), steps_per_epoch=3)
+    rate = learning_rates(TrainConfig(epochs=epochs), steps_per_epoch=3)
     np.testing.assert_allclose(rate(np.arange(3 * epochs)), 0.1 * np.repeat(expected, 3), rtol=1e-6)
 
 
 def test_learning_rates_of_the_reference():
-    rate = steps.learning_rates(TrainConfig(), steps_per_epoch=500)
+    rate = learning_rates(TrainConfig(), steps_per_epoch=500)
     around = [0, 80 * 500 - 1, 80 * 500, 120 * 500 - 1, 120 * 500, 160 * 500 - 1]
     np.testing.assert_allclose(rate(np.array(around)), [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
 
@@ -173,7 +187,7 @@ def test_learning_rates(epochs, steps_per_epoch, percents, factor):
     drops = tuple(percent / 100 for percent in percents)
     config = TrainConfig(epochs=epochs, lr_drops=drops, lr_drop_factor=factor)
     numbers = np.arange(300)  # always as many, so that nothing compiles anew
-    found = np.broadcast_to(steps.learning_rates(config, steps_per_epoch)(numbers), numbers.shape)
+    found = np.broadcast_to(learning_rates(config, steps_per_epoch)(numbers), numbers.shape)
     for epoch in range(epochs):
         met = sum(Fraction(percent, 100) * epochs <= epoch for percent in percents)
         here = found[epoch * steps_per_epoch : (epoch + 1) * steps_per_epoch]
@@ -181,14 +195,14 @@ def test_learning_rates(epochs, steps_per_epoch, percents, factor):
 
 
 def test_learning_rates_along_a_cosine():
-    rate = steps.learning_rates(TrainConfig(epochs=10, schedule="cosine"), steps_per_epoch=6)
+    rate = learning_rates(TrainConfig(epochs=10, schedule="cosine"), steps_per_epoch=6)
     numbers = np.arange(60)
     np.testing.assert_allclose(rate(numbers), 0.05 * (1 + np.cos(np.pi * numbers / 60)), rtol=1e-4)
 
 
 def test_learning_rates_of_one_cycle():
     """Up along half a cosine over the first 30 %, from a 25th, and down to next to nothing."""
-    rate = steps.learning_rates(TrainConfig(epochs=10, schedule="one-cycle"), steps_per_epoch=10)
+    rate = learning_rates(TrainConfig(epochs=10, schedule="one-cycle"), steps_per_epoch=10)
     found = np.array([float(rate(number)) for number in range(100)])
     np.testing.assert_allclose(found[[0, 15, 30]], [0.004, 0.052, 0.1], rtol=1e-4)
     assert np.all(np.diff(found[:31]) > 0)
@@ -204,7 +218,7 @@ def test_learning_rates_of_one_cycle():
 def test_one_step_of_the_optimizer_by_hand(decay_scales, method):
     params = {"bn": {"scale": jnp.array([2.0, 0.001]), "bias": jnp.array([1.0, 1.0])}}
     config = TrainConfig(l1=0.01, l1_method=method, decay_scales=decay_scales, weight_decay=0.5, momentum=0.75)
-    tx = steps.optimizer(config, lambda _: 0.1, {"bn": {"scale": True, "bias": False}})
+    tx = optimizer(config, lambda _: 0.1, {"bn": {"scale": True, "bias": False}})
     updates, _ = tx.update(jax.tree.map(lambda p: jnp.full_like(p, 3.0), params), tx.init(params), params)
     after = jax.tree.map(jnp.add, params, updates)["bn"]
     np.testing.assert_allclose(after["bias"], [1 - 0.1 * (3 + 0.5)] * 2, rtol=1e-6)
@@ -218,17 +232,17 @@ def test_one_step_of_the_optimizer_by_hand(decay_scales, method):
 
 def test_batches_for_recalibration_are_as_in_training():
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
-    config = TrainConfig(image_size=8, pad=0, flip=False, batch_size=6)
+    config = TrainConfig(image_size=8, pad=2, augment=(), batch_size=6)
     labels = np.zeros(20, np.int32)
     whole = data.Dataset("random", images, labels, images, labels, ("a",))
-    found = steps.training_batches(config, whole, 5)
+    found = training_batches(config, whole, 5)
     assert [batch.shape for batch in found] == [(6, 8, 8, 3)] * 3
     seen = np.round((np.concatenate(found) * 0.5 + 0.5) * 255).astype(np.uint8)
     assert len({image.tobytes() for image in seen} & {image.tobytes() for image in images}) == 18
-    assert not np.array_equal(found[0], steps.training_batches(dataclasses.replace(config, pad=2), whole, 1)[0])
-    assert len(steps.training_batches(dataclasses.replace(config, holdout=0.5), whole, 5)) == 1
+    assert not np.array_equal(found[0], training_batches(dataclasses.replace(config, augment=("crop",)), whole, 1)[0])
+    assert len(training_batches(dataclasses.replace(config, holdout=0.5), whole, 5)) == 1
     with pytest.raises(InputError, match=r"A batch of 6 is larger than the training set of 5; use a smaller one"):
-        steps.training_batches(config, whole._replace(train_images=images[:5]), 1)
+        training_batches(config, whole._replace(train_images=images[:5]), 1)
 
 
 # Order
@@ -236,21 +250,21 @@ def test_batches_for_recalibration_are_as_in_training():
 
 @given(st.integers(0, 2**40), st.integers(0, 1000), st.integers(1, 60), st.integers(1, 20))
 def test_order(seed, epoch, count, batch_size):
-    batches = steps.order(seed, epoch, count, batch_size)
+    batches = feed.order(seed, epoch, count, batch_size)
     assert batches.shape == (count // batch_size, batch_size)
     assert len(np.unique(batches)) == batches.size
     assert np.isin(batches, np.arange(count)).all()
-    np.testing.assert_array_equal(batches, steps.order(seed, epoch, count, batch_size))
+    np.testing.assert_array_equal(batches, feed.order(seed, epoch, count, batch_size))
 
 
 def test_order_depends_on_seed_and_epoch():
-    orders = [steps.order(seed, epoch, 60, 60).tolist() for seed in range(3) for epoch in range(3)]
+    orders = [feed.order(seed, epoch, 60, 60).tolist() for seed in range(3) for epoch in range(3)]
     assert all(sorted(row) == list(range(60)) for ((*row,),) in orders)
     assert len({str(row) for row in orders}) == 9
 
 
 def test_order_leaves_out_other_images_each_epoch():
-    assert {index for epoch in range(20) for index in steps.order(0, epoch, 7, 3).flat} == set(range(7))
+    assert {index for epoch in range(20) for index in feed.order(0, epoch, 7, 3).flat} == set(range(7))
 
 
 # Evaluation
@@ -279,7 +293,7 @@ def some_images(count: int, height: int = 4, width: int = 5) -> tuple[np.ndarray
 def test_evaluator_equals_numpy(count, batch):
     images, labels = some_images(count)
     variables = linear_variables(1)
-    evaluate = steps.evaluator(TrainConfig(**COLOURS, eval_batch_size=batch), Linear(), one_device(), images, labels)
+    evaluate = evaluator(TrainConfig(**COLOURS, eval_batch_size=batch), Linear(), one_device(), images, labels)
     found = evaluate(variables)
 
     dense = variables["params"]["Dense_0"]
@@ -301,7 +315,7 @@ def compilations(caplog: pytest.LogCaptureFixture) -> int:
 def test_evaluator_compiles_once(caplog):
     images, labels = some_images(10)
     with jax.log_compiles():
-        evaluate = steps.evaluator(TrainConfig(**COLOURS, eval_batch_size=4), Linear(), one_device(), images, labels)
+        evaluate = evaluator(TrainConfig(**COLOURS, eval_batch_size=4), Linear(), one_device(), images, labels)
         for seed in range(3):
             evaluate(linear_variables(seed))
             evaluate(jax.device_put(linear_variables(seed)))
@@ -314,43 +328,44 @@ def test_train_step(dtype, caplog):
     case = reference_step.CASES["even"]
     images, labels, batches, _ = reference_step.inputs(case)
     module = VGG(case.widths, reference_step.CLASSES, dtype=dtype)
-    config = TrainConfig(**COLOURS, pad=0, flip=False, l1=0.01, epochs=4)
+    config = TrainConfig(**COLOURS, augment=(), l1=0.01, epochs=4)
     variables = jax.tree.map(jnp.array, reference_step.variables(case, "float32"))
     state, step = start(config, module, variables, one_device())
-    losses = []
+    totals = [0.0]
     with jax.log_compiles():
         for number, chosen in enumerate(batches):
-            state, sums = step(state, images, labels, chosen[None], jax.random.key(number))
-            losses.append(float(sums.loss[0]) / len(chosen))
+            state = step(state, Batch(images, labels, chosen[None]), jax.random.key(number))
+            totals.append(float(state.sums.loss) / len(chosen))
     assert compilations(caplog) == 1
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((state.variables, sums.loss)))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((state.variables, state.sums.loss)))
     assert module.apply(state.variables, jnp.zeros((1, 8, 8, 3))).dtype == jnp.float32
-    np.testing.assert_allclose(losses, committed("even", 0.01)["loss"], rtol={"float32": 1e-5, "bfloat16": 0.02}[dtype])
+    np.testing.assert_allclose(
+        np.diff(totals), committed("even", 0.01)["loss"], rtol={"float32": 1e-5, "bfloat16": 0.02}[dtype]
+    )
 
 
 # Where the images lie, and how many steps a call takes
 
 
 def trained(monkeypatch: pytest.MonkeyPatch, free: float = np.inf, together: bool = False) -> Any:
-    """Variables and sums after three augmented steps of a network without convolutions, which loops take well."""
+    """The state after three augmented steps of a network without convolutions, which loops take well."""
     images, labels = some_images(24)
     config = TrainConfig(**COLOURS, pad=1, batch_size=8, epochs=1)
     mesh, module, variables = one_device(), Linear(), linear_variables(1)
-    tx = steps.optimizer(config, steps.learning_rates(config, 3), jax.tree.map(lambda _: False, variables["params"]))
-    state = steps.TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables["params"]))
-    state, key = jax.device_put((state, jax.random.key(1)), steps.shardings(mesh)[0])
-    step = steps.train_step(config, module, tx, mesh)
-    monkeypatch.setattr(steps, "_free_memory", lambda mesh: free)
-    monkeypatch.setattr(steps, "_looped", lambda mesh: together)
-    feed = steps.feed(mesh, images, labels)
-    order = steps.order(0, 0, len(labels), config.batch_size)
-    sums = []
+    tx = optimizer(config, learning_rates(config, 3), jax.tree.map(lambda _: False, variables["params"]))
+    state, key = jax.device_put((new_state(variables, tx), jax.random.key(1)), feed.shardings(mesh)[0])
+    step = loop.train_step(config, module, tx, mesh)
+    monkeypatch.setattr(feed, "_free_memory", lambda mesh: free)
+    monkeypatch.setattr(feed, "_looped", lambda mesh: together)
+    batches = InMemory(mesh, images, labels, config.batch_size)
+    assert batches.steps_per_epoch == 3
+    calls = 0
     with jax.transfer_guard("disallow"):
-        for call in feed(order):
-            state, found = step(state, *call, key)
-            sums.append(found)
-    assert len(sums) == (1 if together else 3)
-    return jax.device_get((state, jax.tree.map(lambda *parts: np.concatenate(parts), *sums)))
+        for batch in batches.batches(1):
+            state = step(state, batch, key)
+            calls += 1
+    assert calls == (1 if together else 3)
+    return jax.device_get(state)
 
 
 def test_many_steps_in_a_call_equal_single_steps(monkeypatch):
@@ -373,9 +388,9 @@ def test_evaluation_from_the_host_is_the_same(monkeypatch):
     images, labels = some_images(10)
     found = []
     for free in (np.inf, 100):
-        monkeypatch.setattr(steps, "_free_memory", lambda mesh, free=free: free)
+        monkeypatch.setattr(feed, "_free_memory", lambda mesh, free=free: free)
         config = TrainConfig(**COLOURS, eval_batch_size=4)
-        found.append(steps.evaluator(config, Linear(), one_device(), images, labels)(linear_variables(1)))
+        found.append(evaluator(config, Linear(), one_device(), images, labels)(linear_variables(1)))
     assert found[0] == found[1]
 
 
@@ -389,28 +404,29 @@ def compare_devices() -> None:
     images, labels = some_images(48, 8, 8)
     images = (images * np.linspace(0.2, 1, 48).reshape(-1, 1, 1, 1)).astype(np.uint8)  # so that shards differ
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    order = steps.order(0, 0, len(labels), config.batch_size)
+    order = feed.order(0, 1, len(labels), config.batch_size)
     key = jax.random.key(1)
 
     def run(mesh: jax.sharding.Mesh) -> dict[str, Any]:
         state, step = start(config, module, jax.tree.map(jnp.copy, variables), mesh)
-        history, losses = [], []
-        for call in steps.feed(mesh, images, labels)(order):
-            state, sums = step(state, *call, key)
+        history, totals = [], []
+        for batch in InMemory(mesh, images, labels, config.batch_size).batches(1):
+            state = step(state, batch, key)
             history.append(jax.device_get(state.variables))
-            losses.append(sums)
-        sets = [steps.evaluator(config, module, mesh, images[:count], labels[:count]) for count in (37, 3)]
+            totals.append(jax.device_get(state.sums))
+        sets = [evaluator(config, module, mesh, images[:count], labels[:count]) for count in (37, 3)]
         evaluations = [evaluate(state.variables) for evaluate in sets]
-        return jax.device_get({"variables": history, "sums": losses, "evaluations": evaluations})
+        return jax.device_get({"variables": history, "sums": totals, "evaluations": evaluations})
 
     def far(left: Any, right: Any) -> float:
         relative = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30)), left, right)
         return max(jax.tree.leaves(relative))
 
-    one, every = run(one_device()), run(steps.device_mesh())
+    one, every = run(one_device()), run(feed.device_mesh())
 
     plain = images[order[0]]
-    batch = data.augment(jnp.asarray(plain), jax.random.fold_in(key, 0), pad=config.pad, flip=config.flip)
+    augment_key, _ = jax.random.split(jax.random.fold_in(key, 0))
+    batch = data.augmenter(config.augment, pad=config.pad)(jnp.asarray(plain), augment_key)
     pixels = data.normalise(batch, config.mean, config.std)
 
     @jax.jit
@@ -424,12 +440,12 @@ def compare_devices() -> None:
     refused = {}
     for size in (3, 12, 64):
         try:
-            steps.check_batches(TrainConfig(batch_size=size), len(labels), steps.device_mesh())
+            feed.check_batches(size, 1, len(labels), feed.device_mesh())
         except InputError as error:
             refused[size] = str(error)
-    steps.check_batches(TrainConfig(batch_size=8), len(labels), steps.device_mesh())
+    feed.check_batches(8, 1, len(labels), feed.device_mesh())
     found = {
-        "devices": steps.device_mesh().size,
+        "devices": feed.device_mesh().size,
         "far": {name: far(every[name], one[name]) for name in one},
         "augmented": float(np.mean(np.asarray(batch) != plain)),
         "far_from_global": far(after_first, whole),
@@ -476,22 +492,22 @@ def batches_seen(mesh: jax.sharding.Mesh) -> np.ndarray:
     state, step = start(config, Keeping(), variables, mesh)
     seen = []
     for epoch in (1, 2):
-        for call in steps.feed(mesh, images, labels)(steps.order(5, epoch, len(labels), config.batch_size)):
-            state, _ = step(state, *call, jax.random.key(1))
+        for batch in InMemory(mesh, images, labels, config.batch_size, seed=5).batches(epoch):
+            state = step(state, batch, jax.random.key(1))
             seen.append(jax.device_get(state.variables["batch_stats"]["batch"]))
     return np.stack(seen)
 
 
 def test_eight_devices_see_what_one_sees(tmp_path):
     """In another process, bit for bit: the order of the data, and how each image is shifted and mirrored."""
-    program = "import sys, numpy, test_steps; from jaxslim import steps; mesh = steps.device_mesh(); "
+    program = "import sys, numpy, test_steps; from jaxslim.training.feed import device_mesh; mesh = device_mesh(); "
     program += "assert mesh.size == 8; numpy.save(sys.argv[1], test_steps.batches_seen(mesh))"
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-c", program, str(tmp_path / "seen.npy")]
     subprocess.run(command, cwd=Path(__file__).parent, env=environment, check=True)
     mine = batches_seen(one_device())
     np.testing.assert_array_equal(np.load(tmp_path / "seen.npy"), mine)
-    plain = some_images(48, 8, 8)[0][steps.order(5, 1, 48, 16)]
+    plain = some_images(48, 8, 8)[0][feed.order(5, 1, 48, 16)]
     assert np.mean(mine[:3] != plain / np.float32(255)) > 0.5
 
 
@@ -504,3 +520,107 @@ def test_batches_that_devices_cannot_share_are_refused(devices):
     cannot = "A batch of {} cannot be split over 8 devices; use --batch-size 8."
     large = "A batch of 64 is larger than the training set of 48; use a smaller one."
     assert devices["refused"] == {"3": cannot.format(3), "12": cannot.format(12), "64": large}
+
+
+# Dropout, losses and optimizers
+
+
+class Dropping(nn.Module):
+    """Its logits tell which pixels dropout let through."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.Dropout(0.5, deterministic=not train)(jnp.ones_like(images))
+        kept = self.variable("batch_stats", "kept", jnp.zeros, images.shape)
+        if train:
+            kept.value = x
+        return nn.Dense(3)((images * x).mean((1, 2)))
+
+
+def test_dropout_draws_anew_for_each_step_and_the_same_when_a_step_is_taken_again():
+    images, labels = some_images(8)
+    variables = Dropping().init(jax.random.key(0), jnp.zeros((8, 4, 5, 3)))
+    rows = np.arange(8)[None]
+
+    def kept(steps: int) -> list[np.ndarray]:
+        state, step = start(
+            TrainConfig(**COLOURS, batch_size=8), Dropping(), jax.tree.map(jnp.copy, variables), one_device()
+        )
+        found = []
+        for _ in range(steps):
+            state = step(state, Batch(images, labels, rows), jax.random.key(1))
+            found.append(np.asarray(state.variables["batch_stats"]["kept"]))
+        return found
+
+    first, second = kept(2)
+    assert set(np.unique(first)) == {0.0, 2.0}
+    assert np.mean(first != second) > 0.3
+    np.testing.assert_array_equal(kept(1)[0], first)
+
+
+def test_losses_by_hand():
+    """Two classes with logits 0 and ln 3, so with probabilities 1/4 and 3/4."""
+    logits, labels = jnp.log(jnp.array([[1.0, 3.0], [1.0, 3.0]])), jnp.array([0, 1])
+    plain = losses(TrainConfig())(logits, labels)
+    np.testing.assert_allclose(plain, -np.log([1 / 4, 3 / 4]), rtol=1e-6)
+    smooth = losses(TrainConfig(label_smoothing=0.2))(logits, labels)
+    np.testing.assert_allclose(smooth, [-0.9 * np.log(p) - 0.1 * np.log(1 - p) for p in (1 / 4, 3 / 4)], rtol=1e-6)
+    squared = losses(TrainConfig(loss="squared-error"))(logits, labels)
+    np.testing.assert_allclose(squared, [1 + np.log(3) ** 2, (1 - np.log(3)) ** 2], rtol=1e-6)
+    focal = losses(TrainConfig(loss="focal"))(logits, labels)  # sigmoids 1/2 and 3/4, each against its 0 or 1
+    of_zero = {0: 0.5**2 * -np.log(0.5), 1: 0.5**2 * -np.log(0.5)}
+    of_three = {0: 0.75**2 * -np.log(0.25), 1: 0.25**2 * -np.log(0.75)}
+    np.testing.assert_allclose(focal, [of_zero[1] + of_three[0], of_zero[0] + of_three[1]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "direct"),
+    [
+        ("adamw", {"b2": 0.9}, lambda rate, mask: optax.adamw(rate, b2=0.9, weight_decay=0.5, mask=mask)),
+        ("lion", {}, lambda rate, mask: optax.lion(rate, weight_decay=0.5, mask=mask)),
+        ("adam", {}, lambda rate, mask: optax.chain(optax.add_decayed_weights(0.5, mask), optax.adam(rate))),
+        (
+            "rmsprop",
+            {"decay": 0.5},
+            lambda rate, mask: optax.chain(
+                optax.add_decayed_weights(0.5, mask), optax.rmsprop(rate, decay=0.5, momentum=0.9)
+            ),
+        ),
+    ],
+)
+def test_optimizers_by_name(name, arguments, direct):
+    """Each as optax has it, with the configuration's decay and momentum where it takes these."""
+    params = {"bn": {"scale": jnp.array([2.0, -1.0]), "bias": jnp.array([1.0, 3.0])}}
+    scales = {"bn": {"scale": True, "bias": False}}
+    config = TrainConfig(optimizer=name, optimizer_args=arguments, weight_decay=0.5, decay_scales=False)
+    mask = jax.tree.map(lambda scale: not scale, scales)
+    mine, theirs = optimizer(config, lambda _: 0.1, scales), direct(0.1, mask)
+    gradients = jax.tree.map(lambda p: 0.3 * p + 1, params)
+    found, expected = (tx.update(gradients, tx.init(params), params)[0] for tx in (mine, theirs))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "sdg"}, "optimizer is 'sdg'; it must be one of optax's, for example sgd or adamw."),
+        ({"optimizer": "chain"}, "optimizer is 'chain'; it must be one of optax's"),
+        ({"optimizer_args": {"b2": 1.0}}, "optimizer sgd does not take the optimizer_args {'b2': 1.0}"),
+    ],
+)
+def test_optimizers_that_there_are_not(changes, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        optimizer(TrainConfig(**changes), lambda _: 0.1, {})
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_step_lowers_for_accelerators(platform, steps):
+    """No GPU is needed for that; a scan over the steps of a call becomes one loop."""
+    module, images = VGG((8, "M", 16), 3), some_images(16, 8, 8)[0]
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    state, step = start(TrainConfig(**COLOURS, l1=0.01, batch_size=4), module, variables, one_device())
+    batch = Batch(images, np.zeros(16, np.int32), np.zeros((steps, 4), np.int32))
+    program = jax.export.export(step, platforms=(platform,))(state, batch, jax.random.key(0)).mlir_module()
+    assert program.count("stablehlo.while") == (steps > 1)
+    assert program.count("stablehlo.convolution") == 2 + 2 + 1  # forward, kernels, the second layer's images

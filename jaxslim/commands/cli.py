@@ -1,48 +1,31 @@
-"""What the commands share: reading arguments, and turning errors into one message and an exit code."""
+"""How every command runs: JAX's settings, and errors as one message with an exit code."""
 
+import contextlib
 import io
 import logging
 import os
-import runpy
+import shlex
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxslim.errors import DivergedError, InputError, StoppedError, first_line
 from jaxslim.files import cache_folder
-from jaxslim.training.config import TrainConfig
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
-    """Call `main(arguments)` and exit: 0, 2 for unusable input, 1 for a run that diverged or lost a process (see
-    `processes`), 128 + a signal's number.
-
-    What JAX compiles is kept in the user's cache folder (JAX's persistent compilation cache); variables that the user
-    has set, such as JAX_COMPILATION_CACHE_DIR, win.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-    if jax := sys.modules.get("jax"):  # which has read its variables already
-        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-        least = float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("jaxslim").setLevel(logging.INFO)
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # orbax logs the errors, with tracebacks, that it raises
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    if sys.unraisablehook is sys.__unraisablehook__:
-        sys.unraisablehook = _heard
-    warnings.filterwarnings("ignore", module="orbax")
+    """Call `main(arguments)` and exit: with 0, with 2 for unusable input, with 1 for a run that diverged, or with 128
+    plus a signal's number."""
+    _keep_compiled_programs()
+    _quieten_libraries()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be of the terminal's encoding
     try:
-        _interruptible(main, sys.argv[1:] if argv is None else argv)
+        with _interrupts():
+            main(sys.argv[1:] if argv is None else argv)
     except InputError as error:
         _fail(str(error), 2)
     except DivergedError as error:
@@ -59,39 +42,92 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     except (MemoryError, RuntimeError) as error:  # JAX's own error is a RuntimeError; importing JAX takes a second
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = str(error).partition("\n")[0] or "out of memory"
-        _fail(f"the memory is too small ({reason}); lower the batch size, image_size or widths.", 2)
+        reason = first_line(error) if str(error) else "out of memory"
+        _fail(
+            f"the memory is too small ({reason}); lower the batch size or the image size, or the network's widths.", 2
+        )
     except KeyboardInterrupt:
         _fail("stopped; run the same command again, and training goes on from its latest checkpoint.", 130)
 
 
-def _heard(unraisable: Any) -> None:
-    """What orbax's storage adds, in threads of its own, to a write that failed and was reported, is left out."""
+def start_jax() -> None:
+    """Start the devices that JAX computes on, before anything that could take their failure for another one.
+
+    Raises:
+      InputError: they cannot be started.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:  # JAX's plugins raise many types, AssertionError among them
+        asked = os.environ.get("JAX_PLATFORMS")
+        backend = f"the backend {asked!r} that JAX_PLATFORMS asks for" if asked else "its devices"
+        reason = f" ({first_line(error)})" if str(error) else ""
+        fix = "unset JAX_PLATFORMS" if asked else "end the process that holds them, or set JAX_PLATFORMS=cpu"
+        raise InputError(
+            f"JAX cannot start {backend}{reason}; {fix}. A GPU needs a build for it: pip install 'jax[cuda]'."
+        ) from error
+
+
+def command_line(*words: object, **options: object) -> str:
+    """A command of jaxslim, quoted for a shell; `finetune_epochs=10` becomes --finetune-epochs 10."""
+    flags = (word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value))
+    return shlex.join(map(str, ("jaxslim", *words, *flags)))
+
+
+def _keep_compiled_programs() -> None:
+    """Keep what JAX compiles in the user's cache folder; variables that the user has set win."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    if jax := sys.modules.get("jax"):  # which has read its variables already
+        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+        least = float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+
+
+def _quieten_libraries() -> None:
+    """Show our own log, and of others' only what we do not report ourselves."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("jaxslim").setLevel(logging.INFO)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # orbax logs the errors, with tracebacks, that it raises
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="orbax")
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _report_unraisable
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    """Leave out what threads of orbax add to a write that failed and was reported."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 
-def _interruptible(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Call `main(argv)`; Ctrl-C stays a KeyboardInterrupt where a module that is being imported makes another error."""
-    asked = []
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt for Ctrl-C even where a module that is being imported turns it into another error."""
+    interrupted = False
 
-    def note(number: int, _: Any) -> None:
-        asked.append(number)
+    def interrupt(*_: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
         raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGINT)
-    mine = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
-    if mine:
-        signal.signal(signal.SIGINT, note)
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        main(argv)
+        yield
     except Exception as error:
-        if asked:
+        if interrupted:
             raise KeyboardInterrupt from error
         raise
     finally:
-        if mine:
-            signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _fail(message: str, code: int) -> None:
@@ -100,27 +136,3 @@ def _fail(message: str, code: int) -> None:
         sys.stdout.flush()
         os._exit(code)
     raise SystemExit(code)
-
-
-def load_config(path: str) -> TrainConfig:
-    """The `config` that a Python file defines.
-
-    Raises:
-      InputError: there is no such file, it does not run, or holds no TrainConfig called `config`.
-    """
-    file = Path(path)
-    if not file.is_file() or file.suffix != ".py":
-        raise InputError(f"There is no config file {path}; give a Python file such as configs/cifar10_sparse.py.")
-    try:
-        names = runpy.run_path(str(file))  # an import would write, and later read, a copy of it as bytecode
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"{path} does not run: {type(error).__name__}: {first_line(error)}. Correct it; "
-            "`python -m jaxslim.train --help` lists the fields of a TrainConfig."
-        ) from error
-    config = names.get("config")
-    if not isinstance(config, TrainConfig):
-        raise InputError(f"{path} defines no config; end it with `config = TrainConfig(...)`.")
-    return config

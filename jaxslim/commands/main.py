@@ -1,6 +1,8 @@
 """`jaxslim COMMAND ...`: finds the command and runs it."""
 
+import difflib
 import importlib
+import sys
 
 from jaxslim.commands.cli import run
 from jaxslim.errors import InputError
@@ -8,9 +10,22 @@ from jaxslim.errors import InputError
 COMMANDS = {
     "train": "train a network, with sparsity or without, or fine-tune a cut one",
     "sweep": "cut a trained network at several ratios, and report accuracy and size",
-    "prune": "cut the channels out, and save the smaller network",
+    "prune": "cut channels out of a trained network, and save the smaller one",
     "evaluate": "measure accuracy, size and latency of a saved network",
 }
+HELP = f"""usage: jaxslim COMMAND [OPTIONS]
+
+Makes trained JAX networks smaller and faster by cutting channels out for real.
+
+Commands:
+{chr(10).join(f"  {name:10}{what}" for name, what in COMMANDS.items())}
+
+Examples:
+  jaxslim train                        train on the digits built in, with sparsity
+  jaxslim sweep runs/digits-sparse     see what each share of channels cut costs
+  jaxslim train --list                 list the configs for CIFAR and the digits
+
+`jaxslim COMMAND --help` explains a command; each ends by printing the next one to run."""
 
 
 def run_command() -> None:
@@ -20,12 +35,19 @@ def run_command() -> None:
 
 def main(argv: list[str]) -> None:
     """Run the command that the first word names."""
-    name = argv[0] if argv else "--help"
-    if name in ("-h", "--help"):
-        print("usage: jaxslim COMMAND [OPTIONS]\n")
-        print("\n".join(f"  {command:10}{what}" for command, what in COMMANDS.items()))
-        print("\n`jaxslim COMMAND --help` explains each one.")
-        return
-    if name not in COMMANDS:
-        raise InputError(f"There is no command {name!r}; the commands are {', '.join(COMMANDS)}.")
-    importlib.import_module(f"jaxslim.commands.{name}").main(argv[1:])
+    name = argv[0] if argv else ""
+    if not name:
+        print(HELP, file=sys.stderr)
+        raise SystemExit(2)
+    if name in ("-h", "--help", "help"):
+        print(HELP)
+    elif name in ("-V", "--version"):
+        from jaxslim import __version__
+
+        print(f"jaxslim {__version__}")
+    elif name in COMMANDS:
+        importlib.import_module(f"jaxslim.commands.{name}").main(argv[1:])
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        meant = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}."
+        raise InputError(f"There is no command {name!r}; {meant} `jaxslim --help` explains them.")

@@ -4,16 +4,24 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import tyro
+from tyro.conf import Positional
 
+from jaxslim.commands.arguments import data_of, parse
+from jaxslim.commands.cli import command_line, start_jax
 from jaxslim.errors import InputError
+
+EXAMPLES = (
+    "jaxslim prune runs/digits-sparse --ratio 0.7 --out runs/digits-pruned",
+    "jaxslim prune runs/digits-sparse --threshold 0.01 --out runs/digits-pruned",
+    "jaxslim prune runs/cifar10-sparse/best --ratio 0.7 --recalibrate 20 --out runs/cut",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Cut channels out of a checkpoint's network and save the smaller one as a new checkpoint."""
 
-    checkpoint: tyro.conf.Positional[str]
+    checkpoint: Positional[str]
     """Folder of a checkpoint, RUN/best, RUN/latest, or a run, which stands for its latest."""
     out: str
     """Folder to make for the smaller network's checkpoint."""
@@ -27,32 +35,43 @@ class Options:
     """Largest share of the channels of one layer that may go."""
     multiple_of: int = 1
     """Round the channels that each layer keeps up to a multiple of this."""
-    reference_ties: bool = False
-    """The PyTorch reference's rule for the threshold: one channel more, and every tie with it, goes."""
     leave: tuple[str, ...] = ()
     """Layers that lose nothing, by the names of the table, for example bn0 bn1."""
-    absorb: bool = False
-    """Move the relu(bias) that cut channels passed on into the layers behind them, which the reference drops."""
+    absorb: bool = True
+    """Move what the cut channels passed on, relu(bias), into the layers behind them; the reference drops it."""
     recalibrate: int = 0
-    """Estimate the BatchNorm statistics of the cut network again on this many training batches; 20 are plenty."""
+    """Training batches to estimate the BatchNorm statistics of the cut network again on, for example 20; 0 keeps the
+    old ones."""
+    dataset: str | None = None
+    """Data set for the accuracy and --recalibrate; by default the one that the network was trained on."""
     data_dir: str | None = None
-    """Where TFDS keeps its data sets, for --recalibrate."""
+    """Where TFDS keeps its data sets; by default where the checkpoint found them."""
 
 
 def main(argv: list[str]) -> None:
-    """The command: load, cut, check, save."""
-    options = tyro.cli(Options, args=argv, prog="jaxslim prune")
+    """The command: load, cut, check, save, measure."""
+    options = parse(Options, argv, prog="jaxslim prune", examples=EXAMPLES)
     if not options.out:
         raise InputError("--out is empty; give a folder to make.")
     if Path(options.out).exists():
         raise InputError(f"{options.out} exists already and checkpoints are never overwritten; choose another --out.")
-    from jaxslim.experiments.cutting import save_cut
+    from jaxslim.experiments.cutting import accuracies, save_cut
 
+    start_jax()
     chosen = dataclasses.asdict(options)
-    arguments = {name: value for name, value in chosen.items() if name not in ("checkpoint", "out", "ratio")}
-    pruned, meta = save_cut(options.checkpoint, options.out, options.ratio, **arguments)
+    path, out, ratio = map(chosen.pop, ("checkpoint", "out", "ratio"))
+    data = data_of(chosen)
+    out = Path(out).absolute()
+    pruned, meta = save_cut(path, out, ratio, data=data, **chosen)
     show(pruned, meta)
-    print(f"Saved {options.out}. Next: jaxslim train configs/..._finetune.py --init-from {options.out}")
+    try:
+        full, cut, images = accuracies(path, out, **data)
+        print(f"accuracy    {full:.2%} -> {cut:.2%} on {images}, before fine-tuning")
+    except InputError as error:
+        print(f"accuracy    not measured: {error}")
+    print(f"Saved {out}.")
+    if "config" in meta:
+        print(f"Next: {command_line('train', init_from=out, **data)}")
 
 
 def show(pruned: Any, meta: dict[str, Any]) -> None:
@@ -84,5 +103,4 @@ def show(pruned: Any, meta: dict[str, Any]) -> None:
         *([f"absorbed    into {meta['absorbed_into']} vectors"] if meta["plan"]["absorb"] else []),
         *([f"statistics  of {batches} training batches"] if (batches := meta["recalibrated_on"]) else []),
     )
-    for line in lines:
-        print(line)
+    print("\n".join(lines))

@@ -1,70 +1,101 @@
-"""Accuracy, parameters, MACs and widths against the ratio of channels cut: tables and plots for one checkpoint."""
+"""Accuracy and size against the share of channels cut: `jaxslim sweep CHECKPOINT`, the same as
+`python scripts/ratio_sweep.py`."""
 
 import dataclasses
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-import tyro
+from tyro.conf import Positional
 
+from jaxslim.commands.arguments import absolute, data_of, parse
+from jaxslim.commands.cli import command_line, start_jax
 from jaxslim.errors import InputError
-from jaxslim.files import LOCK, check_out, locked
+from jaxslim.files import check_out, locked
 from jaxslim.training.config import RATIOS
+
+EXAMPLES = (
+    "jaxslim sweep runs/digits-sparse",
+    "jaxslim sweep runs/digits-sparse --ratios 0 0.5 0.7 --finetune-epochs 5",
+    "jaxslim sweep runs/cifar10-sparse/best --baseline runs/cifar10-baseline",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Cut a checkpoint's network at several ratios and report what is left of it."""
+    """Cut a checkpoint's network at several ratios, and report the accuracy and size that each leaves."""
 
-    checkpoint: tyro.conf.Positional[str]
+    checkpoint: Positional[str]
     """Folder of a checkpoint, RUN/best, RUN/latest, or a run, which stands for its latest."""
     ratios: tuple[float, ...] = RATIOS
     """Shares of the channels to cut."""
     out: str | None = None
     """Folder of the report; by default RUN-sweep beside the run."""
     finetune_epochs: int = 0
-    """Also fine-tune the network of each ratio for so many epochs, by the checkpoint's own recipe without
-    sparsity. It starts at the full learning rate, so very few epochs do harm; the reference takes 10 to 40."""
+    """Also fine-tune the network of each ratio for so many epochs, without L1; the reference takes 10 to 40."""
+    learning_rate: float | None = None
+    """Learning rate of fine-tuning in the first epoch; by default a tenth of the rate of the checkpoint's training."""
+    schedule: Literal["step", "cosine", "one-cycle"] = "cosine"
+    """How the rate of fine-tuning falls, as for `jaxslim train`."""
     verify: bool = False
-    """Evaluate each really cut network too, to see that it agrees with zeroed channels."""
+    """Also evaluate each network that was really cut, to see that it agrees with zeroed channels."""
     min_channels: int = 1
-    """Each layer keeps at least this many."""
-    absorb: bool = False
-    """Move the relu(bias) that cut channels passed on into the layers behind them."""
+    """Each layer keeps at least this many, its best ones."""
+    absorb: bool = True
+    """Move what the cut channels passed on, relu(bias), into the layers behind them, and show the accuracy with and
+    without; the reference drops it."""
     recalibrate: int = 0
-    """Training batches to estimate the BatchNorm statistics of each cut network again on; 0 keeps the old ones."""
+    """Training batches to estimate the BatchNorm statistics of each cut network again on, for example 20; 0 keeps the
+    old ones."""
     baseline: str | None = None
     """Checkpoint trained without sparsity, whose scales are drawn beside this one's."""
+    dataset: str | None = None
+    """Data set to evaluate and fine-tune on; by default the one that the network was trained on."""
     data_dir: str | None = None
-    """Where TFDS keeps its data sets."""
+    """Where TFDS keeps its data sets; by default where the checkpoint found them."""
 
 
 def main(argv: list[str]) -> None:
     """The command: sweep, fine-tune if asked, report."""
-    options = tyro.cli(Options, args=argv, prog="jaxslim sweep")
+    options = parse(Options, argv, prog="jaxslim sweep", examples=EXAMPLES)
     if options.finetune_epochs < 0:
         raise InputError(f"finetune_epochs is {options.finetune_epochs}; it must be at least 0.")
+    if options.learning_rate is not None and not options.finetune_epochs:
+        raise InputError("learning_rate is of fine-tuning; give --finetune-epochs too, for example 10.")
     if options.recalibrate < 0:
         raise InputError(f"recalibrate is {options.recalibrate}; it must be a number of batches, 0 or more.")
     from jaxslim.experiments import sweep
+    from jaxslim.experiments.finetuning import home
     from jaxslim.reporting import report
-    from jaxslim.storage import checkpoint
 
-    path = checkpoint.find(options.checkpoint)
-    home = path.parents[1] if path.parent.name == "checkpoints" else path
-    out = Path(options.out) if options.out else home.with_name(f"{home.name}-sweep")
+    start_jax()
     chosen = dataclasses.asdict(options)
-    arguments = {name: value for name, value in chosen.items() if name not in ("checkpoint", "out")}
+    data, path, out = data_of(chosen), absolute(chosen.pop("checkpoint")), chosen.pop("out")
+    epochs, rate, schedule = map(chosen.pop, ("finetune_epochs", "learning_rate", "schedule"))
+    finetune = {"epochs": epochs, "schedule": schedule} | ({} if rate is None else {"learning_rate": rate})
+    run = home(path)
+    out = Path(out).absolute() if out else run.with_name(f"{run.name}-sweep")
     check_out(out)
     if (out / "config.json").exists() and (out / "checkpoints").exists():
         raise InputError(f"{out} holds a training run; choose another --out.")
-    new = not out.exists()
     with locked(out, "--out"):
-        try:
-            result = sweep.study(str(path), out, **arguments)
-        except InputError:
-            if new and [*out.iterdir()] == [out / LOCK]:  # nothing was done
-                shutil.rmtree(out)
-            raise
+        result = sweep.study(path, out, finetune=finetune if epochs else None, data=data, **chosen)
         report.show(result)
         report.write(result, out)
     print(f"Report: {out}/report.md")
+    ratio, when = _largest_harmless(result.sweep), "after" if epochs else "before"
+    if ratio:
+        print(f"Ratio {ratio:g} is the largest within a point of the best accuracy {when} fine-tuning.")
+        cut = {"ratio": ratio, "out": run.with_name(f"{run.name}-pruned")}
+        tuned = command_line("evaluate", out / f"ratio-{ratio:g}-finetuned", **data)
+        print(f"Next: {tuned if epochs else command_line('prune', path, **cut, **data)}")
+    else:
+        print(f"Each cut costs more than a point of accuracy {when} fine-tuning.")
+        if not epochs:
+            print(f"Next: {command_line('sweep', path, finetune_epochs=10, **data)}")
+
+
+def _largest_harmless(rows: Sequence[Any]) -> float:
+    """The largest ratio whose accuracy is within a point of the best, after fine-tuning if there was any."""
+    accuracy = {row.ratio: row.accuracy if row.finetuned_accuracy is None else row.finetuned_accuracy for row in rows}
+    return max(ratio for ratio, share in accuracy.items() if share >= max(accuracy.values()) - 0.01)

@@ -1,50 +1,113 @@
-"""Train a network: `python -m jaxslim.train [CONFIG] [--overrides]`."""
+"""Train a network: `jaxslim train [CONFIG] [OPTIONS]`, the same as `python -m jaxslim.train`."""
 
 import dataclasses
+import itertools
 from pathlib import Path
+from typing import Any
 
-from jaxslim.commands.cli import load_config
+from jaxslim.commands.arguments import absolute, data_of, parse, word_after
+from jaxslim.commands.cli import command_line, start_jax
 from jaxslim.errors import InputError
+from jaxslim.experiments.configs import load_config, packaged, summaries
 from jaxslim.training.config import DIGITS, TrainConfig
 
-DESCRIPTION = """Train a network, with sparsity when --l1 is above 0; the same command continues a run that was stopped.
-
-Before the options a config file may stand, for example configs/cifar10_sparse.py; its values are then the defaults
-shown here. Without one, the handwritten digits that come with scikit-learn are trained with sparsity."""
-CIFAR_CONFIGS = "configs/cifar10_baseline.py, configs/cifar10_sparse.py, configs/cifar10_finetune.py"
+DESCRIPTION = """Train a network, with sparsity if --l1 is above 0. The same command continues a run that was stopped.
+CONFIG is a name that --list shows, or a Python file; its values are then the defaults below. Without it, a small VGG
+learns the digits that come with scikit-learn. With --init-from CHECKPOINT, that network is fine-tuned: the checkpoint
+decides the data, and the recipe too if there is no CONFIG."""
+EXAMPLES = (
+    "jaxslim train",
+    "jaxslim train --list",
+    "jaxslim train cifar10-sparse --epochs 40 --l1 4e-4",
+    "jaxslim train --init-from runs/digits-pruned --epochs 10",
+    "jaxslim train --dataset ~/photos --image-size 64",
+    "jaxslim train --model vgg --model-args widths=16,16,M,32,32,M,64",
+)
 
 
 def main(argv: list[str]) -> None:
-    """The command: parse, then train."""
-    import tyro
-
+    """The command: parse, train, and name the next command."""
+    if "--list" in argv:
+        width = max(map(len, packaged()))
+        print("\n".join(f"{name:{width}}  {summary}" for name, summary in summaries().items()))
+        return
+    names = packaged()
+    for before, word in itertools.pairwise(argv):
+        if (word in names or word.endswith(".py")) and not before.startswith("-"):
+            raise InputError(f"The config comes before the options: jaxslim train {word} [OPTIONS].")
     named = bool(argv) and not argv[0].startswith("-")
-    if not named and any(word.endswith(".py") for word in argv):
-        raise InputError("The config comes before the options: python -m jaxslim.train CONFIG [--overrides].")
-    default = load_config(argv[0]) if named else DIGITS
-    if not named and any(word.split("=")[0] == "--init-from" for word in argv):
-        default = dataclasses.replace(DIGITS, name="digits-finetuned", l1=0.0)
-    config = tyro.cli(
-        TrainConfig,
-        default=default,
-        args=argv[1:] if named else argv,
-        prog="python -m jaxslim.train [CONFIG]",
-        description=DESCRIPTION,
-    )
-    if not named:
-        images = "the built-in digits" if config.dataset == "digits" else config.dataset
-        how = "with" if config.l1 else "without"
-        print(f"No CONFIG given: training on {images} {how} sparsity. For CIFAR-10: {CIFAR_CONFIGS}", flush=True)
+    recipe, words = (load_config(argv[0]), argv[1:]) if named else (None, argv)
+    source = word_after(words, "--init-from") or (recipe.init_from if recipe else None)
+    if not source or {"-h", "--help"} & {*words}:  # answers before JAX is imported
+        config = _parse(words, _fit_channels(words, recipe or _without_config(words)))
+        if not named:
+            images = "the digits of scikit-learn" if config.dataset == "digits" else config.dataset
+            how = "with" if config.l1 else "without"
+            print(f"No CONFIG given: training on {images} {how} sparsity; --list shows the configs.", flush=True)
 
     import jax
 
-    from jaxslim.training.distributed import joined
+    from jaxslim.experiments.finetuning import check_unchanged, finetuning
+    from jaxslim.training.distributed import is_first, joined, wait
     from jaxslim.training.loop import train
-    from jaxslim.training.run import check_folder
 
-    if not config.compilation_cache:
-        jax.config.update("jax_enable_compilation_cache", False)
-    folder = Path(config.folder).absolute()
-    check_folder(folder, config)
-    with joined(folder):
-        train(config)
+    with joined():
+        start_jax()
+        wait("for the devices of all processes")  # one that ends now would look to the others like a broken device
+        if source:
+            source, name = absolute(source), word_after(words, "--name")
+            config = _parse(words, finetuning(source, recipe, **({"name": name} if name else {})))
+            check_unchanged(config, source)
+        if not config.compilation_cache:
+            jax.config.update("jax_enable_compilation_cache", False)
+        folder = train(config).folder
+        if is_first():
+            print("\n".join(_next_commands(config, folder)))
+
+
+def _parse(words: list[str], default: TrainConfig) -> TrainConfig:
+    """`default` with the options in `words`; paths become absolute, so that later commands find them from anywhere."""
+    config = parse(
+        TrainConfig,
+        words,
+        prog="jaxslim train [CONFIG]",
+        description=DESCRIPTION,
+        examples=EXAMPLES,
+        default=default,
+    )
+    changes: dict[str, Any] = data_of({"dataset": config.dataset, "data_dir": config.data_dir})
+    if config.init_from:
+        changes["init_from"] = absolute(config.init_from)
+    if config.model != default.model and not word_after(words, "--model-args"):
+        changes["model_args"] = {}  # those of another network
+    return dataclasses.replace(config, **changes)
+
+
+def _without_config(words: list[str]) -> TrainConfig:
+    """The digits' configuration; for other images the same network in colour."""
+    dataset = word_after(words, "--dataset")
+    if dataset in (None, "digits"):
+        return DIGITS
+    name = Path(dataset).name.partition(".")[0] or "run"
+    grey = dataclasses.replace(DIGITS, name=f"{name}-sparse", image_size=32, pad=4, augment=("crop", "flip"))
+    return _fit_channels(["--channels", "3"], grey)
+
+
+def _fit_channels(words: list[str], config: TrainConfig) -> TrainConfig:
+    """`config` with a mean and deviation for each of the `--channels` that `words` ask for."""
+    channels = word_after(words, "--channels")
+    if channels not in ("1", "3") or len({*config.mean}) > 1 or len({*config.std}) > 1:
+        return config
+    number = int(channels)
+    changes: dict[str, Any] = {"channels": number, "mean": config.mean[:1] * number, "std": config.std[:1] * number}
+    return dataclasses.replace(config, **changes)
+
+
+def _next_commands(config: TrainConfig, folder: Path) -> list[str]:
+    if not config.l1:
+        return [f"Next: {command_line('evaluate', folder)}"]
+    pruned = folder.with_name(f"{folder.name}-pruned")
+    return [
+        f"Next: {command_line('sweep', folder)}",
+        f"or:   {command_line('prune', folder, ratio=0.7, out=pruned)}",
+    ]

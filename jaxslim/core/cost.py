@@ -21,13 +21,14 @@ class Cost(NamedTuple):
     """Multiply-accumulates of convolutions and matrix products for one image; a FLOP count would be about twice it."""
 
 
-def count(apply: Callable[..., Any], variables: Any, images: Any) -> Cost:
+def count(apply: Callable[..., Any], variables: Any, images: Any, *, trained: str = "params") -> Cost:
     """Count parameters and multiply-accumulates of a network.
 
     Args:
       apply: `apply(variables, images)` -> logits.
-      variables: pytree of arrays or `ShapeDtypeStruct`s; where it is a mapping with `params`, only those are counted.
-      images: array or `ShapeDtypeStruct` (n, ...); the count is for one image whatever n is.
+      variables: pytree of arrays or `ShapeDtypeStruct`s.
+      images: pytree of arrays or `ShapeDtypeStruct`s (n, ...); the count is for one image whatever n is.
+      trained: the collection of `variables` that training adjusts. All leaves are counted if there is no such one.
 
     Returns:
       `Cost(params, macs)`.
@@ -39,16 +40,15 @@ def count(apply: Callable[..., Any], variables: Any, images: Any) -> Cost:
       >>> count(lambda w, x: x @ w, jax.ShapeDtypeStruct((3, 2), "float32"), jax.ShapeDtypeStruct((8, 3), "float32"))
       Cost(params=6, macs=6)
     """
-    trained = variables["params"] if isinstance(variables, Mapping) and "params" in variables else variables
-    params = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(trained))
-    if not getattr(images, "shape", ()):
-        raise InputError(f"The images are {images!r:.60}; pass an array or a ShapeDtypeStruct, batch first.")
-    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jax.dtypes.canonicalize_dtype(images.dtype))
-    return Cost(params, _macs(program(apply, variables, one).jaxpr))
+    adjusted = variables[trained] if isinstance(variables, Mapping) and trained in variables else variables
+    params = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(adjusted))
+    dtype = jax.dtypes.canonicalize_dtype
+    image = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), dtype(x.dtype)), images)
+    return Cost(params, _macs(program(apply, variables, image)))
 
 
 def _macs(jaxpr: Any) -> int:
-    return sum(_equation_macs(eqn) for eqn in jaxpr.eqns)
+    return sum(map(_equation_macs, jaxpr.eqns))
 
 
 def _equation_macs(eqn: Any) -> int:
@@ -60,22 +60,10 @@ def _equation_macs(eqn: Any) -> int:
         kernel = eqn.invars[1].aval.shape
         outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
         return math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // outputs
-    inner = [_macs(jaxpr) for param in eqn.params.values() for jaxpr in _jaxprs(param)]
+    inner = [_macs(leaf) for leaf in jax.tree.leaves(eqn.params) if isinstance(leaf, core.ClosedJaxpr | core.Jaxpr)]
     if name == "cond":
         return max(inner)
     if name == "while" and any(inner):
-        raise InputError(
-            "The network multiplies inside a while loop, whose rounds cannot be counted; use scan or fori_loop with "
-            "constant bounds."
-        )
+        problem = "The network multiplies inside a while loop, whose rounds cannot be counted"
+        raise InputError(f"{problem}; use scan or fori_loop with constant bounds.")
     return sum(inner) * (eqn.params["length"] if name == "scan" else 1)
-
-
-def _jaxprs(param: Any) -> list[Any]:
-    if isinstance(param, core.ClosedJaxpr):
-        return [param.jaxpr]
-    if isinstance(param, core.Jaxpr):
-        return [param]
-    if isinstance(param, tuple | list):
-        return [jaxpr for item in param for jaxpr in _jaxprs(item)]
-    return []

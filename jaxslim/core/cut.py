@@ -1,5 +1,6 @@
 """Taking units out of pytrees of arrays: parameters, statistics and optimizer state alike."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jaxslim.errors import InputError
 
 
 def cut(graph: ChannelGraph, tree: Any, plan: Plan) -> Any:
-    """Take the indices that survive out of every array of `tree`; a new tree, the old one is untouched.
+    """Take the surviving indices out of every array of `tree`, as a new tree.
 
     Args:
       graph: of the network.
@@ -24,48 +25,39 @@ def cut(graph: ChannelGraph, tree: Any, plan: Plan) -> Any:
       InputError: an array that is not one of the traced variables, or of another shape.
     """
 
-    def narrow(leaf: Any, axes: tuple[np.ndarray, ...]) -> Any:
-        for axis, units in enumerate(axes):
-            kept = plan.keep[units]
-            if not kept.all():
-                leaf = _take(leaf, np.flatnonzero(kept), axis)
+    def narrow(leaf: Any, number: int) -> Any:
+        for axis, units in enumerate(graph.units[number]):
+            survives = plan.keep[units]
+            if not survives.all():
+                leaf = _take(leaf, np.flatnonzero(survives), axis)
         return leaf
 
-    return _map(graph, tree, plan, lambda leaf, number: narrow(leaf, graph.units[number]))
+    return _map_traced(narrow, graph, tree, plan)
 
 
 def zero(graph: ChannelGraph, tree: Any, plan: Plan) -> Any:
-    """Set the scale, bias and other vectors of the units that go to zero, in the full shapes.
+    """Set the units to cut to zero in every vector (scale, bias, statistic) of `tree`; shapes stay.
 
-    For units that are exact in `graph`, the network then gives the logits of the cut one.
+    If these units are exact in `graph`, the network then gives the logits of the cut network.
     """
 
     def blank(leaf: Any, number: int) -> Any:
-        if not graph.vectors[number]:
-            return leaf
-        return leaf * plan.keep[graph.units[number][-1]].astype(leaf.dtype)
+        return leaf * plan.keep[graph.units[number][-1]].astype(leaf.dtype) if graph.vectors[number] else leaf
 
-    return _map(graph, tree, plan, blank)
+    return _map_traced(blank, graph, tree, plan)
 
 
 def check_size(graph: ChannelGraph, plan: Plan) -> None:
-    """
-    Raises:
-      InputError: the plan is for another number of units than the graph has.
-    """
+    """Refuse a plan that is for another number of units than the graph has."""
     if len(plan.keep) != graph.num_units + 1:
-        raise InputError(
-            f"The plan is for {len(plan.keep) - 1} units and the graph has {graph.num_units}; trace the network that "
-            "the plan was made for."
-        )
+        sizes = f"The plan is for {len(plan.keep) - 1} units and the graph has {graph.num_units}"
+        raise InputError(f"{sizes}; trace the network that the plan was made for.")
 
 
-def _map(graph: ChannelGraph, tree: Any, plan: Plan, change: Any) -> Any:
-    if not (isinstance(graph, ChannelGraph) and isinstance(plan, Plan)):
-        given = f"a {type(graph).__name__} and a {type(plan).__name__}"
-        raise InputError(f"The graph and the plan are {given}; pass what trace and plan gave, and the tree between.")
+def _map_traced(change: Callable[[Any, int], Any], graph: ChannelGraph, tree: Any, plan: Plan) -> Any:
+    """`tree` with `change(leaf, number)` for each array that is number `number` of the traced variables."""
     check_size(graph, plan)
-    leaves, used = [], []
+    leaves, unnamed, collections = [], set(), set()
     for path, leaf in leaf_paths(tree):
         number, shape = graph.find(path), np.shape(leaf)
         if not shape or (number is None and not jnp.issubdtype(leaf.dtype, jnp.floating)):
@@ -73,29 +65,27 @@ def _map(graph: ChannelGraph, tree: Any, plan: Plan, change: Any) -> Any:
         elif number is None:
             raise InputError(f"{'/'.join(path)} {shape} is none of the traced variables; cut the tree that was traced.")
         elif shape != graph.shapes[number]:
-            raise InputError(
-                f"{'/'.join(path)} has shape {shape}, where {'/'.join(graph.paths[number])} was traced with shape "
-                f"{graph.shapes[number]}; cut a tree of the network that was traced."
-            )
+            traced = f"{'/'.join(graph.paths[number])} was traced with shape {graph.shapes[number]}"
+            advice = "cut a tree of the network that was traced."
+            raise InputError(f"{'/'.join(path)} has shape {shape}, where {traced}; {advice}")
         else:
             leaves.append(change(leaf, number))
-            used.append((path, number))
-    # A tree without its collection's name has to be the whole collection: a part of it could be taken for another.
-    bare = {number for path, number in used if path and path == graph.paths[number][1:]}
-    collections = {graph.paths[number][0] for number in bare}
-    if missing := [
-        own for number, own in enumerate(graph.paths) if collections.intersection(own[:1]) and number not in bare
-    ]:
-        raise InputError(f"The tree lacks {'/'.join(missing[0])}; cut the traced variables or a whole collection.")
+            if path and path == graph.paths[number][1:]:
+                unnamed.add(number)
+                collections.add(graph.paths[number][:1])
+    # A tree without the name of its collection must be the whole: a part could be taken for another part.
+    for number, path in enumerate(graph.paths):
+        if path[:1] in collections and number not in unnamed:
+            raise InputError(f"The tree lacks {'/'.join(path)}; cut the traced variables or a whole collection.")
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def _take(leaf: Any, kept: np.ndarray, axis: int) -> Any:
+def _take(leaf: Any, indices: np.ndarray, axis: int) -> Any:
     if isinstance(leaf, np.ndarray):
-        return np.take(leaf, kept, axis)
+        return np.take(leaf, indices, axis)
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct((*leaf.shape[:axis], len(kept), *leaf.shape[axis + 1 :]), leaf.dtype)
+        return jax.ShapeDtypeStruct((*leaf.shape[:axis], len(indices), *leaf.shape[axis + 1 :]), leaf.dtype)
     if not isinstance(leaf, jax.core.Tracer) and leaf.sharding.is_fully_replicated:
         # On the host, since each new shape would be compiled: 2 s for VGG-19 against 0.1 s.
-        return jax.device_put(np.take(np.asarray(leaf), kept, axis), leaf.sharding)
-    return jnp.take(leaf, kept, axis)
+        return jax.device_put(np.take(np.asarray(leaf), indices, axis), leaf.sharding)
+    return jnp.take(leaf, indices, axis)

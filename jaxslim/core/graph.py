@@ -1,25 +1,29 @@
 """Which channels live and die together, read off the traced program.
 
-Every index of every parameter axis gets an integer id, so an axis of length n is a vector of n ids. One walk over the
-jaxpr carries id vectors along and unites those that must share their fate; what ends up connected is one *unit*. The
-per-primitive rules are in `rules/`. Nothing here knows of Flax, of parameter names or of BatchNorm.
+Every index of every parameter axis has an integer id, so an axis of length n is a vector of n ids. One walk over the
+jaxpr carries the id vectors along and unites ids that must share their fate; each connected set of ids is one *unit*.
+The rules of the primitives are in `rules/`. Nothing here knows Flax, parameter names or BatchNorm.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxslim.core.printing import columns, unit_ranges
 from jaxslim.core.rules import RULES
+from jaxslim.core.value import Value, fixed_axes
 from jaxslim.core.walk import Walk
 from jaxslim.errors import InputError, first_line
 
 Path = tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ChannelGraph:
     """The prunable units of one traced network. Leaves are numbered in the order the program first reads them."""
 
@@ -32,45 +36,65 @@ class ChannelGraph:
     vectors: tuple[bool, ...]
     """Whether each leaf acts as a vector (a bias, a norm's scale or statistic), alone or as a slice in a scan."""
     num_units: int
-    """How many units there are; unit 0, which collects everything fixed, is not counted."""
+    """Number of units, without unit 0, which collects everything fixed."""
     exact: np.ndarray
     """bool (num_units + 1,): whether zeroing the vectors of a unit gives the same outputs as cutting the unit out, in a
     network that does not compute with its widths as numbers."""
     opaque: tuple[str, ...]
-    """Primitives that fixed a channel, since no rule follows it through them. A channel that meets an array which is no
-    parameter is fixed too, and nothing is named."""
+    """Primitives without a rule that fixed a channel. An array that is no parameter also fixes the channels it meets;
+    it is not named."""
 
     def find(self, path: Path) -> int | None:
         """Number of the leaf that `path` names, or None.
 
-        A path names the leaf whose own path, whole or without the first part (a collection such as `params`), it ends
-        with; so the paths of `variables`, of `variables["params"]` and of optimizer states over either all work.
+        `path` matches the leaf whose path it ends with; the leaf's leading collection (`params`) may be missing. Paths
+        into `variables`, `variables["params"]` and optimizer state over either all resolve.
 
         Raises:
-          InputError: two collections have leaves of that name that are cut differently.
+          InputError: the path matches leaves of two collections that are cut differently.
         """
-        for start in range(len(path) + 1):
-            tail = path[start:]
-            if tail in self.paths:
-                return self.paths.index(tail)
-            found = [i for i, own in enumerate(self.paths) if tail and own[1:] == tail]
-            for other in found[1:]:
-                if not _same(self.units[found[0]], self.units[other]):
-                    names = " and ".join("/".join(self.paths[i]) for i in (found[0], other))
-                    raise InputError(f"{'/'.join(path)} can mean {names}; pass the tree with its collections.")
-            if found:
-                return found[0]
-        return None
+        tails = (path[start:] for start in range(len(path) + 1))
+        found = next((self._numbers[tail] for tail in tails if tail in self._numbers), None)
+        if found is None:
+            return None
+        first, *others = found
+        for other in others:
+            if [ids.tolist() for ids in self.units[first]] != [ids.tolist() for ids in self.units[other]]:
+                names = " and ".join("/".join(self.paths[number]) for number in (first, other))
+                raise InputError(f"{'/'.join(path)} can mean {names}; pass the tree with its collections.")
+        return first
+
+    @cached_property
+    def _numbers(self) -> dict[Path, list[int]]:
+        """Numbers of the leaves that a path can mean, with their collection or without it."""
+        numbers = defaultdict(list)
+        for number, path in enumerate(self.paths):
+            if len(path) > 1:
+                numbers[path[1:]].append(number)
+        return numbers | {path: [number] for number, path in enumerate(self.paths)}
+
+    def __repr__(self) -> str:
+        opaque = f", opaque: {' '.join(self.opaque)}" if self.opaque else ""
+        exact = np.count_nonzero(self.exact[1:])
+        return f"ChannelGraph({len(self.paths)} arrays, {self.num_units} units, {exact} exact{opaque})"
+
+    def __str__(self) -> str:
+        rows = [
+            ("/".join(path), str(shape), " ".join(map(unit_ranges, axes)))
+            for path, shape, axes in zip(self.paths, self.shapes, self.units, strict=True)
+        ]
+        return f"{self!r}\n" + columns(("array", "shape", "units of each axis, 0 is fixed"), rows)
 
 
 def trace(apply: Callable[..., Any], variables: Any, images: Any) -> ChannelGraph:
     """Derive the channel graph of a network from one abstract evaluation; nothing is computed on a device.
 
+    The cut network has to run, so `apply` must take its widths from its parameters or from shapes: slices and splits as
+    shares of an axis, one group per channel as many groups as there are channels. A network that computes with a width
+    as a number, such as 1 / sqrt(width), computes something else after the cut.
+
     Args:
-      apply: `apply(variables, images)` -> logits, for example `module.apply` of a Linen module. For the cut network to
-        run, it must take its widths from its parameters or from shapes: slices and splits as shares of an axis, groups
-        of one channel as many as there are channels. One that computes with a width as a number, say 1 / sqrt(width),
-        computes something else after the cut.
+      apply: `apply(variables, images)` -> logits, for example `module.apply` of a Linen module.
       variables: any pytree of arrays or `jax.ShapeDtypeStruct`s.
       images: array or `ShapeDtypeStruct` of the input, batch first.
 
@@ -83,74 +107,62 @@ def trace(apply: Callable[..., Any], variables: Any, images: Any) -> ChannelGrap
     Example:
       >>> graph = trace(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], {"a": np.ones((3, 8)), "b": np.ones((8, 2))},
       ...               np.ones((1, 3)))
-      >>> graph.num_units
-      8
+      >>> graph
+      ChannelGraph(2 arrays, 8 units, 0 exact)
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
+    leaves = leaf_paths(variables)
     closed = program(apply, variables, images)
     walk = Walk(RULES)
     values = [walk.parameter(number, np.shape(leaf)) for number, (_, leaf) in enumerate(leaves)]
-    inputs = [walk.fixed(aval.shape) for aval in closed.in_avals[len(leaves) :]]
+    inputs = [Value(fixed_axes(aval.shape)) for aval in closed.in_avals[len(leaves) :]]
     for out in walk.follow(closed, [*values, *inputs]):
-        for ids in out.ids:
-            walk.fix(ids)
+        for axis in out.axes:
+            walk.fix(axis.ids)
+    walk.resolve_merges()
 
     order = list(dict.fromkeys([*walk.reads, *range(len(leaves))]))
-    per_leaf = [value.ids for value in values]
-    units, num_units, exact = _number([axis for leaf in order for axis in per_leaf[leaf]], walk)
-    per_axis = iter(units)
+    units, exact = _units([[axis.ids for axis in values[leaf].axes] for leaf in order], walk)
     return ChannelGraph(
-        paths=tuple(_names(leaves[leaf][0]) for leaf in order),
-        shapes=tuple(tuple(np.shape(leaves[leaf][1])) for leaf in order),
-        units=tuple(tuple(next(per_axis) for _ in per_leaf[leaf]) for leaf in order),
+        paths=tuple(leaves[leaf][0] for leaf in order),
+        shapes=tuple(np.shape(leaves[leaf][1]) for leaf in order),
+        units=units,
         vectors=tuple(leaf in walk.vectors for leaf in order),
-        num_units=num_units,
+        num_units=len(exact) - 1,
         exact=exact,
         opaque=tuple(walk.opaque),
     )
 
 
 def program(apply: Callable[..., Any], variables: Any, images: Any) -> Any:
-    """The jaxpr of `apply(variables, images)`.
-
-    Raises:
-      InputError: there is none.
-    """
+    """The jaxpr of `apply(variables, images)`; an InputError where it does not run."""
     try:
         return jax.make_jaxpr(apply)(variables, images)
     except InputError:
         raise
     except Exception as error:  # whatever the network, Flax and JAX find wrong
-        reason = first_line(error).partition(" (http")[0]  # Flax names a page
-        raise InputError(
-            f"The network cannot be applied ({reason}); pass its apply, all that its init returned, and a batch of "
-            "images that it was made for."
-        ) from error
+        reason = first_line(error).partition(" (http")[0]  # Flax appends the address of a page
+        advice = "pass its apply, all that its init returned, and a batch of images that it was made for."
+        raise InputError(f"The network cannot be applied ({reason}); {advice}") from error
 
 
 def leaf_paths(tree: Any) -> list[tuple[Path, Any]]:
     """Each leaf of a pytree with its path as plain names."""
-    return [(_names(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(tuple(jax.tree_util.keystr((key,), simple=True) for key in path), leaf) for path, leaf in leaves]
 
 
-def _names(path: Any) -> Path:
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+def _units(leaves: list[list[np.ndarray]], walk: Walk) -> tuple[tuple[tuple[np.ndarray, ...], ...], np.ndarray]:
+    """`ChannelGraph.units` and `ChannelGraph.exact` from the ids of each axis of each leaf.
 
-
-def _number(axes: list[np.ndarray], walk: Walk) -> tuple[list[np.ndarray], int, np.ndarray]:
-    """Turn ids into units, numbered in the order of `axes`, with 0 for what is connected to id 0."""
-    walk.settle_merges()
+    Units are numbered in the order they appear; unit 0 is what is connected to `FIXED`.
+    """
     group = walk.components()
-    flat = group[np.concatenate([*axes, np.zeros(0, np.int64)])]
-    groups, first = np.unique(flat[flat != group[0]], return_index=True)
-    numbers = np.zeros(walk.size, np.int64)
-    numbers[groups[np.argsort(first)]] = np.arange(1, len(groups) + 1)
-    exact = np.ones(len(groups) + 1, bool)
-    exact[numbers[group[np.concatenate([*walk.inexact, np.zeros(0, np.int64)])]]] = False
+    appearing = group[np.concatenate([np.zeros(1, np.int64), *(ids for axes in leaves for ids in axes)])]
+    groups, first = np.unique(appearing, return_index=True)  # the group of FIXED appears first
+    unit = np.zeros(len(group), np.int64)
+    unit[groups[np.argsort(first)]] = np.arange(len(groups))
+    exact = np.ones(len(groups), bool)
+    for ids in walk.inexact:
+        exact[unit[group[ids]]] = False
     exact[0] = True
-    units = np.split(numbers[flat], np.cumsum([len(axis) for axis in axes])[:-1]) if axes else []
-    return units, len(groups), exact
-
-
-def _same(one: tuple[np.ndarray, ...], other: tuple[np.ndarray, ...]) -> bool:
-    return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    return tuple(tuple(unit[group[ids]] for ids in axes) for axes in leaves), exact

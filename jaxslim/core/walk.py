@@ -1,205 +1,161 @@
-"""What the rules work on: id vectors, and the record of what was tied, fixed and inexact.
+"""One pass over a traced program that records which ids share their fate.
 
-Beside its ids, an axis carries what a channel holds once the vectors (scale, bias) of its unit are zero: 0 after a
-BatchNorm, still 0 after a ReLU, 0.5 after a sigmoid, NaN where that is not known. Where a contraction meets something
-other than 0, zeroing and cutting differ, and the units are recorded as inexact.
+Cutting a channel equals zeroing its vectors if every contraction (a sum over channels) then meets a 0 for it. Otherwise
+the channel is recorded as inexact.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
-from jax import dtypes
 from jax.extend import core
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-FIXED = 0  # id of everything that cannot be cut
-FREE = -1  # id of an axis made by broadcasting: it takes the length of whatever it meets
-
-
-class Value(NamedTuple):
-    """One traced array: per axis the ids and the values that dropped channels hold; `const` if it is one number."""
-
-    ids: tuple[np.ndarray, ...]
-    dead: tuple[np.ndarray, ...]
-    const: float = math.nan
-    leaf: int | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(len(axis) for axis in self.ids)
-
+from jaxslim.core.value import FIXED, FREE, Axis, Value, constant, fix_free, fixed_axes, index_along, lines
 
 Rule = Callable[..., list[Value]]
+T = TypeVar("T")
 
-CALLS = ["jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "custom_lin", "remat2"]
+# Primitives that run one program once, with their inputs as they are.
+CALLS = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "custom_lin", "remat2")
+# Primitives that only pass their inputs on to other programs.
+CONTROL_FLOW = (*CALLS, "cond", "scan", "while")
 
 
 class Walk:
-    """One pass over a program: follows values through it by `rules` and records what they find."""
+    """Follows values through a program by the `rules` of its primitives, and records what the rules find."""
 
     def __init__(self, rules: Mapping[str, Rule]) -> None:
         self.rules = rules
-        self.size = 1
-        self.left: list[np.ndarray] = []
-        self.right: list[np.ndarray] = []
+        self.num_ids = 1  # FIXED is the first
+        # Pairs of equally long id vectors that are tied, index by index.
+        self.united: list[tuple[np.ndarray, np.ndarray]] = []
+        # Ids of channels that a sum ran over although they may hold something other than 0.
         self.inexact: list[np.ndarray] = []
+        # For each merge that waits for `resolve_merges`: the ids of the old axes and those of the merged one.
         self.merges: list[tuple[list[np.ndarray], np.ndarray]] = []
-        self.opaque: dict[str, None] = {}
-        self.reads: dict[int, None] = {}
-        self.vectors: set[int] = set()
+        self.opaque: dict[str, None] = {}  # names of the primitives that fixed a channel, in order
+        self.reads: dict[int, None] = {}  # numbers of the leaves that the program reads, in order
+        self.vectors: set[int] = set()  # numbers of the leaves that it reads as vectors
 
     def parameter(self, leaf: int, shape: tuple[int, ...]) -> Value:
-        ids = tuple(self.fresh(n) for n in shape)
-        return Value(ids, tuple(np.full(n, 0.0 if len(shape) == 1 else math.nan) for n in shape), leaf=leaf)
+        """A leaf of the variables, with new ids. Vectors hold 0, since they are what `zero` sets to zero."""
+        zeroed = 0.0 if len(shape) == 1 else math.nan
+        return Value(tuple(Axis(self.new_ids(n), np.full(n, zeroed)) for n in shape), leaf=leaf)
 
-    def fresh(self, n: int) -> np.ndarray:
-        self.size += n
-        return np.arange(self.size - n, self.size)
+    def new_ids(self, n: int) -> np.ndarray:
+        self.num_ids += n
+        return np.arange(self.num_ids - n, self.num_ids)
 
-    def fixed(self, shape: tuple[int, ...]) -> Value:
-        return Value(tuple(np.full(n, FIXED) for n in shape), tuple(np.full(n, math.nan) for n in shape))
-
-    def constant(self, value: Any) -> Value:
-        fixed = self.fixed(np.shape(value))
-        kind = np.result_type(value)
-        number = not fixed.ids and (kind.kind in "biuf" or dtypes.issubdtype(kind, np.floating))  # bfloat16 is a "V"
-        return fixed._replace(const=float(value)) if number else fixed
-
-    def follow(self, jaxpr: Any, args: list[Value]) -> list[Value]:
+    def follow(self, jaxpr: Any, args: Sequence[Value]) -> list[Value]:
         """Carry `args` through a jaxpr and return its outputs."""
-        consts = jaxpr.consts if isinstance(jaxpr, core.ClosedJaxpr) else []
-        jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
-        env: dict[Any, Value] = {}
-        env.update(zip(jaxpr.constvars, map(self.constant, consts), strict=True))
-        env.update(zip(jaxpr.invars, args, strict=True))
+        return interpret(jaxpr, args, constant, self._equation)
 
-        def read(atom: Any) -> Value:
-            return self.constant(atom.val) if isinstance(atom, core.Literal) else env[atom]
-
-        for eqn in jaxpr.eqns:
-            ins = [read(atom) for atom in eqn.invars]
-            self._note_reads(eqn, ins)
-            rule = self.rules.get(eqn.primitive.name, opaque)
-            env.update(zip(eqn.outvars, rule(self, eqn, *ins), strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def _note_reads(self, eqn: Any, values: list[Value]) -> None:
-        if eqn.primitive.name in CALLS or eqn.primitive.name in ("scan", "while", "cond"):
-            return
-        for value in values:
-            if value.leaf is not None:
+    def _equation(self, eqn: Any, ins: list[Value]) -> list[Value]:
+        name = eqn.primitive.name
+        for value in ins:
+            if value.leaf is not None and name not in CONTROL_FLOW:
                 self.reads[value.leaf] = None
-                if len(value.ids) == 1:
+                if len(value.axes) == 1:
                     self.vectors.add(value.leaf)
+        return self.rules.get(name, opaque)(self, eqn, *ins)
 
-    def unite(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Tie two axes of equal length, index by index; free indices take the other's id, and fixed ones stay fixed."""
-        differ = (a != b) & (a != FREE) & (b != FREE)
-        self.left.append(a[differ])
-        self.right.append(b[differ])
-        return np.where((a == FREE) | (b == FIXED), b, a)
+    def unite(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Tie two axes, index by index, and return the ids of both: free ones take the other's, fixed ones stay."""
+        differ = (one != other) & (one != FREE) & (other != FREE)
+        self.united.append((one[differ], other[differ]))
+        return np.where((one == FREE) | (other == FIXED), other, one)
 
-    def fix(self, ids: np.ndarray) -> np.ndarray:
+    def fix(self, ids: np.ndarray) -> None:
         self.unite(ids, np.full(len(ids), FIXED))
-        return np.full(len(ids), FIXED)
+
+    def fix_named(self, primitive: str, ids: np.ndarray) -> None:
+        """Fix `ids`, and name the primitive as the reason if any of them could be cut before."""
+        if np.any(ids > FIXED):
+            self.fix(ids)
+            self.opaque[primitive] = None
 
     def tie(self, ids: np.ndarray, groups: int, across: int) -> np.ndarray:
-        """Tie the (groups, n / groups) grid of an axis along `across`, so that whole rows or columns live or die."""
+        """Tie the (groups, n / groups) grid of an axis along `across`: whole columns (0) or rows (1) share a fate."""
         grid = ids.reshape(groups, -1)
         first = grid[:1] if across == 0 else grid[:, :1]
         return self.unite(np.broadcast_to(first, grid.shape).reshape(-1), ids)
 
-    def defer_merge(self, factors: list[np.ndarray]) -> np.ndarray:
-        """New ids for the merger of several axes of which more than one may be live; `settle_merges` decides."""
-        factors = [settle(axis) for axis in factors]
-        merged = self.fresh(math.prod(map(len, factors)))
-        self.merges.append((factors, merged))
+    def contract(self, one: Axis, other: Axis) -> None:
+        """Sum over a pair of axes: tie them; the sum is exact where either holds 0."""
+        ids = self.unite(fix_free(one.ids), fix_free(other.ids))
+        self.inexact.append(ids[(one.zeroed != 0) & (other.zeroed != 0)])
+
+    def merge(self, factors: list[np.ndarray]) -> np.ndarray:
+        """New ids for an axis that merges several that can be cut; `resolve_merges` ties them later."""
+        merged = self.new_ids(math.prod(map(len, factors)))
+        self.merges.append(([fix_free(ids) for ids in factors], merged))
         return merged
 
-    def settle_merges(self) -> None:
-        """Tie each deferred merger to the one factor that it moves with; fix all of it where there is no such one."""
+    def resolve_merges(self) -> None:
+        """Tie each merged axis to the one factor that can still be cut at the end of the program.
+
+        Where several can, choose the only one along which the ids vary. Without such a factor, fix the whole axis.
+        """
         while self.merges:
             group = self.components()
-            left = [merge for merge in self.merges if not self._settle_merge(group, *merge)]
+            left = [merge for merge in self.merges if not self._resolve_merge(group, *merge)]
             if len(left) == len(self.merges):
-                for ids in (*left[0][0], left[0][1]):
-                    self.fix(ids)
-                self.opaque["reshape"] = None
-                left = left[1:]
+                (factors, merged), *left = left
+                for ids in (*factors, merged):
+                    self.fix_named("reshape", ids)
             self.merges = left
 
-    def _settle_merge(self, group: np.ndarray, factors: list[np.ndarray], merged: np.ndarray) -> bool:
-        alive = [k for k, axis in enumerate(factors) if np.any(group[axis] != group[FIXED])]
-        grid = group[merged].reshape([len(axis) for axis in factors])
-        if np.all(grid == group[FIXED]):
-            alive = []
-        if len(alive) > 1:
-            alive = [k for k in alive if depends_on(grid, k)]
-            if len(alive) != 1:
+    def _resolve_merge(self, group: np.ndarray, factors: list[np.ndarray], merged: np.ndarray) -> bool:
+        """Tie `merged` to one of its factors; false if the choice is not clear yet."""
+        grid = group[merged].reshape([len(ids) for ids in factors])
+        can_go = np.any(grid != group[FIXED])
+        candidates = [k for k, ids in enumerate(factors) if can_go and np.any(group[ids] != group[FIXED])]
+        if len(candidates) > 1:
+            rows = {k: lines(grid, k) for k in candidates}
+            candidates = [k for k in candidates if np.all(rows[k] == rows[k][0])]
+            if len(candidates) != 1:
                 return False
-        for k, axis in enumerate(factors):
-            if k not in alive:
-                self.fix(axis)
-        self.unite(merged, repeat_factor(factors, alive[0]) if alive else np.full(len(merged), FIXED))
+        for k, ids in enumerate(factors):
+            if k in candidates:
+                self.unite(merged, ids[index_along(grid.shape, k)])
+            else:
+                self.fix(ids)
+        if not candidates:
+            self.fix(merged)
         return True
 
     def components(self) -> np.ndarray:
         """Number of the connected component of each id."""
-        left, right = (np.concatenate([*side, np.zeros(0, np.int64)]) for side in (self.left, self.right))
-        edges = coo_array((np.ones(len(left), bool), (left, right)), shape=(self.size, self.size))
+        rows, columns = np.concatenate([np.zeros((2, 0), np.int64), *map(np.stack, self.united)], axis=1)
+        edges = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(self.num_ids, self.num_ids))
         return connected_components(edges, directed=False)[1]
 
-    def contract(self, a: np.ndarray, dead_a: np.ndarray, b: np.ndarray, dead_b: np.ndarray) -> None:
-        """Sum over a pair of axes: tied, and exact where one side is zero for dropped channels."""
-        ids = self.unite(settle(a), settle(b))
-        self.inexact.append(ids[(dead_a != 0) & (dead_b != 0)])
 
+def interpret(jaxpr: Any, args: Sequence[T], constant: Callable[[Any], T], equation: Callable[..., list[T]]) -> list[T]:
+    """Evaluate a jaxpr over values of any kind: `constant(array)` and `equation(eqn, inputs)` make them."""
+    closed = jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, [])
+    env = dict(zip(closed.jaxpr.constvars, map(constant, closed.consts), strict=True))
+    env |= zip(closed.jaxpr.invars, args, strict=True)
 
-def settle(ids: np.ndarray) -> np.ndarray:
-    """Free indices become fixed: here their length matters."""
-    return np.where(ids == FREE, FIXED, ids)
+    def read(atom: Any) -> T:
+        return constant(atom.val) if isinstance(atom, core.Literal) else env[atom]
 
-
-def repeat_factor(factors: list[np.ndarray], k: int) -> np.ndarray:
-    """Factor `k` of a merged axis, repeated along the others."""
-    lengths = [len(axis) for axis in factors]
-    return np.tile(np.repeat(factors[k], math.prod(lengths[k + 1 :])), math.prod(lengths[:k]))
-
-
-def lines(grid: np.ndarray, k: int) -> np.ndarray:
-    """All lines of a grid along axis `k`, as rows."""
-    return np.moveaxis(grid, k, -1).reshape(-1, grid.shape[k])
-
-
-def depends_on(grid: np.ndarray, k: int) -> bool:
-    """Whether a grid changes along axis `k` alone."""
-    rows = lines(grid, k)
-    return bool(np.all(rows == rows[0]))
-
-
-def live(ids: np.ndarray) -> bool:
-    return bool(np.any(ids > FIXED))
-
-
-def still_zero(dead: np.ndarray) -> np.ndarray:
-    return np.where(dead == 0, 0.0, math.nan)
-
-
-def unknown(n: int) -> np.ndarray:
-    return np.full(n, math.nan)
-
-
-def fix_axes(walk: Walk, name: str, value: Value, axes: Any) -> None:
-    for axis in axes:
-        if live(value.ids[axis]):
-            walk.fix(settle(value.ids[axis]))
-            walk.opaque[name] = None
+    for eqn in closed.jaxpr.eqns:
+        env |= zip(eqn.outvars, equation(eqn, [read(atom) for atom in eqn.invars]), strict=True)
+    return [read(atom) for atom in closed.jaxpr.outvars]
 
 
 def opaque(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
+    """The rule of primitives that have no rule: fix everything."""
     for value in ins:
-        fix_axes(walk, eqn.primitive.name, value, range(len(value.ids)))
-    return [walk.fixed(getattr(var.aval, "shape", ())) for var in eqn.outvars]
+        fix_axes(walk, eqn, value, range(len(value.axes)))
+    return [Value(fixed_axes(getattr(var.aval, "shape", ()))) for var in eqn.outvars]
+
+
+def fix_axes(walk: Walk, eqn: Any, value: Value, axes: Any) -> None:
+    """Fix these axes of an input, and name the primitive."""
+    for axis in axes:
+        walk.fix_named(eqn.primitive.name, value.axes[axis].ids)

@@ -1,6 +1,5 @@
 """Augmentation and normalisation of images, on the device."""
 
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -11,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxslim.errors import InputError
 
 
-def crop(images: jax.Array, key: jax.Array, *, pad: int) -> jax.Array:
+def crop(images: jax.Array, key: jax.Array, pad: int) -> jax.Array:
     """Shift each image by up to `pad` pixels; what moves in is black."""
     offsets = jax.random.randint(key, (len(images), 2), 0, 2 * pad + 1)
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -19,32 +18,35 @@ def crop(images: jax.Array, key: jax.Array, *, pad: int) -> jax.Array:
     return jax.vmap(lambda image, at: lax.dynamic_slice(image, (at[0], at[1], 0), shape))(padded, offsets)
 
 
-def flip(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Mirror half of the images left to right."""
+def flip(images: jax.Array, key: jax.Array, pad: int = 0) -> jax.Array:
+    """Mirror half of the images left to right; `pad` has no effect."""
     mirrored = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
-AUGMENTATIONS: dict[str, Callable[..., jax.Array]] = {"flip": flip}
-"""Functions of images uint8 (n, height, width, channels) and a key that return as many; add your own by name. `crop` is
-there too, with the padding that `augmenter` is given."""
+AUGMENTATIONS: dict[str, Callable[[jax.Array, jax.Array, int], jax.Array]] = {"crop": crop, "flip": flip}
+"""Functions (images, key, pad) -> images by name. Images are uint8 (n, height, width, channels). Add your own."""
 
 
 def augmenter(names: Sequence[str], *, pad: int = 4) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Build `augment(images, key)`, which applies the augmentations `names` in turn; for use inside `jit`.
+    """Build `augment(images, key)`, which applies augmentations one after the other; for use inside `jit`.
 
-    The key fixes the draws, for one device and for a batch sharded over many alike.
+    A key gives the same draws on one device and for a batch that is sharded over many.
+
+    Args:
+      names: keys of `AUGMENTATIONS`.
+      pad: how far an image may move, in pixels.
 
     Raises:
       InputError: there is no augmentation of a name.
     """
-    known: dict[str, Callable[..., jax.Array]] = {"crop": functools.partial(crop, pad=pad), **AUGMENTATIONS}
-    if unknown := [name for name in names if name not in known]:
-        raise InputError(f"There is no augmentation {unknown[0]!r}; give any of {', '.join(known)}, or none.")
+    if unknown := [name for name in names if name not in AUGMENTATIONS]:
+        raise InputError(f"There is no augmentation {unknown[0]!r}; use {', '.join(AUGMENTATIONS)}, or none.")
+    steps = [AUGMENTATIONS[name] for name in names]
 
     def augment(images: jax.Array, key: jax.Array) -> jax.Array:
-        for name, own in zip(names, jax.random.split(key, max(len(names), 1)), strict=False):
-            images = known[name](images, own)
+        for step, step_key in zip(steps, jax.random.split(key, len(steps)), strict=True):
+            images = step(images, step_key, pad)
         return images
 
     return augment
@@ -63,6 +65,5 @@ def normalise(
     Returns:
       (n, height, width, channels) of the given dtype.
     """
-    shape = (1, 1, 1, images.shape[3])
-    mean_array, std_array = (jnp.asarray(value, jnp.float32).reshape(shape) for value in (mean, std))
+    mean_array, std_array = (jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (mean, std))
     return ((images.astype(jnp.float32) / 255 - mean_array) / std_array).astype(dtype)

@@ -1,5 +1,6 @@
 """Finding a data set and loading it, with a cache of decoded images."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -8,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxslim.data import archives, sources
-from jaxslim.data.sources import Dataset
+from jaxslim.data import archives, digits, folders
+from jaxslim.data.sources import Dataset, Source
 from jaxslim.errors import InputError
 from jaxslim.files import cache_folder, replacing
 
@@ -37,54 +38,50 @@ def load(dataset: str, *, data_dir: str | None = None, image_size: int = 32, cha
       InputError: there is no such data set, or it is damaged or not of the form above.
     """
     if image_size < 1 or channels not in (1, 3):
-        raise InputError(
-            f"image_size is {image_size} and channels {channels}; give at least 1 pixel, and 1 or 3 channels."
-        )
-    source = _find(dataset, data_dir)
-    if source.identity is None:
-        return source.read(image_size, channels)._replace(name=dataset)
-    key = json.dumps([CACHE_VERSION, source.identity, image_size, channels])
-    path = cache_folder() / "data" / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
-    try:
-        return archives.read_npz(path, image_size, channels)._replace(name=dataset)
-    except InputError:  # absent or damaged
-        data = source.read(image_size, channels)._replace(name=dataset)
-    _store(path, data)
-    return data
+        raise InputError(f"image_size is {image_size} and channels {channels}; give at least 1 pixel, 1 or 3 channels.")
+    source = find(dataset, data_dir)
+    read = source.read if source.identity is None else functools.partial(_read_cached, source)
+    return read(image_size, channels)._replace(name=dataset)
 
 
-def _find(dataset: str, data_dir: str | None) -> sources.Source:
+def find(dataset: str, data_dir: str | None = None) -> Source:
+    """What `load` would decode; arguments and errors are those of `load`."""
     if not dataset:
         raise InputError("The name of the data set is empty; give a name such as cifar10 or digits, or a path.")
     path = Path(os.path.expanduser(dataset))
-    if os.path.isdir(path):
-        return archives.cifar(path) if archives.is_cifar_folder(path) else sources.folder(path)
-    is_archive = path.name.endswith(ARCHIVE_SUFFIXES)
-    if os.path.exists(path):
-        if path.suffix == ".npz":
-            return archives.npz(path)
-        if is_archive:
-            return archives.cifar(path)
-        raise InputError(
-            f"{dataset} is no data set; give an image folder, an .npz or a CIFAR binary archive (.tar.gz)."
-        )
-    if os.path.isabs(path) or dataset.startswith((".", "~")) or path.suffix == ".npz" or is_archive:
+    is_path = os.path.isabs(path) or dataset.startswith((".", "~")) or path.name.endswith((".npz", *ARCHIVE_SUFFIXES))
+    if is_path and not os.path.exists(path):
         raise InputError(f"There is no file or folder {dataset}; check the path.")
+    if os.path.isdir(path):
+        return archives.cifar(path) if archives.is_cifar_folder(path) else folders.folder(path)
+    if path.suffix == ".npz":
+        return Source(functools.partial(archives.read_npz, path), None)
+    if path.name.endswith(ARCHIVE_SUFFIXES):
+        return archives.cifar(path)
+    if os.path.exists(path):
+        raise InputError(f"{dataset} is no data set; give an image folder, an .npz or a CIFAR archive (.tar.gz).")
     if dataset == "digits":
-        return sources.digits()
+        return Source(digits.read, None)
     from jaxslim.data import tfds  # costs a third of a second
 
     return tfds.find(dataset, data_dir)
 
 
-def _store(path: Path, data: Dataset) -> None:
-    """Write `data` to `path` at once or not at all; a cache that cannot be written only costs time."""
+def _read_cached(source: Source, image_size: int, channels: int) -> Dataset:
+    """Decode `source`, or take what was decoded before. A cache that cannot be written only costs time."""
+    key = json.dumps([CACHE_VERSION, source.identity, image_size, channels])
+    path = cache_folder() / "data" / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+    try:
+        return archives.read_npz(path, image_size, channels)
+    except InputError:  # absent or damaged
+        data = source.read(image_size, channels)
     arrays = {name: value for name, value in data._asdict().items() if name != "name"}
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
     except OSError as error:
         log.warning("Cannot cache decoded images in %s (%s); they will be decoded again next time.", path.parent, error)
+    return data
 
 
 def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, np.ndarray, np.ndarray]:
@@ -100,7 +97,6 @@ def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, np.ndarra
     count = round(total * share) if 0 < share < 1 else 0
     if not 0 < count < total:
         raise InputError(f"A holdout of {share} of {total} images leaves none on one side; give a share such as 0.1.")
-    held = np.zeros(total, bool)
-    held[np.random.default_rng(seed).permutation(total)[:count]] = True
-    rest = data._replace(train_images=data.train_images[~held], train_labels=data.train_labels[~held])
-    return rest, data.train_images[held], data.train_labels[held]
+    set_aside, kept = map(np.sort, np.split(np.random.default_rng(seed).permutation(total), [count]))
+    rest = data._replace(train_images=data.train_images[kept], train_labels=data.train_labels[kept])
+    return rest, data.train_images[set_aside], data.train_labels[set_aside]

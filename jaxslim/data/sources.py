@@ -1,28 +1,23 @@
-"""What every source of images shares, and two of them: the built-in digits and folders of image files."""
+"""What the sources of images share: the data set they give, its limits, resizing, and their errors."""
 
+import contextlib
+import errno
 import logging
 import os
 import stat
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxslim.errors import InputError
+from jaxslim.errors import InputError, first_line
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-T = TypeVar("T")
 Split = tuple[np.ndarray, np.ndarray]  # images, labels
 
 MAX_BYTES = 64 * 2**30
 MAX_CLASSES = 2**16
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-TEST_FOLDERS = ("test", "val", "valid", "validation")
+SYSTEM_FAILURES = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +41,13 @@ class Source(NamedTuple):
     read: Callable[[int, int], Dataset]
     """read(image_size, channels)"""
     identity: list | None
-    """What changes when the data does, as JSON; None where a cache would save no time."""
+    """JSON that changes when the data changes; None where a cache would save no time."""
 
 
 def stamp(path: str | os.PathLike) -> list:
     """Name, size in bytes and time of change of a file, which stand for its content.
 
-    Raises:
-      InputError: there is none, or it is a pipe, a device or a folder; reading a pipe could wait for ever.
+    Anything but a file is an InputError, since reading a pipe could wait for ever.
     """
     try:
         found = os.stat(path)
@@ -64,21 +58,35 @@ def stamp(path: str | os.PathLike) -> list:
     return [os.fspath(path), found.st_size, found.st_mtime_ns]
 
 
-def assemble(where: object, train: Split, test: Split, class_names: Sequence[str] | None = None) -> Dataset:
-    """Join two splits of (uint8 images, integer labels); classes without names are called by their number.
+@contextlib.contextmanager
+def as_input_error(path: object, problem: str, fix: str) -> Iterator[None]:
+    """Turn what a decoder raises about a damaged file, of whatever type, into `problem (cause); fix`.
+
+    A failure of the system is no damage and keeps its name.
+    """
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in SYSTEM_FAILURES:
+            raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+        raise InputError(f"{problem} ({first_line(error)}); {fix}") from error
+
+
+def assemble(where: object, train: Split, test: Split, class_names: Sequence[Any] | None = None) -> Dataset:
+    """Join two splits of (uint8 images, integer labels); without `class_names`, a class is called by its number.
 
     Raises:
       InputError: a split is empty, or a label lies outside the classes.
     """
+    last = (len(class_names) if class_names else MAX_CLASSES) - 1
     for split, (_, labels) in (("train", train), ("test", test)):
         if not labels.size:
             raise InputError(f"{where} has no images in its {split} split; training needs at least one in each.")
-        classes = len(class_names) if class_names else MAX_CLASSES
-        if labels.min() < 0 or labels.max() >= classes:
-            raise InputError(
-                f"{where} has {split} labels from {labels.min()} to {labels.max()}; "
-                f"number the classes from 0 to at most {classes - 1}."
-            )
+        low, high = labels.min(), labels.max()
+        if low < 0 or high > last:
+            raise InputError(f"{where} has {split} labels from {low} to {high}; number the classes from 0 to {last}.")
     train_labels, test_labels = train[1].astype(np.int32), test[1].astype(np.int32)
     names = class_names or range(1 + max(train_labels.max(), test_labels.max()))
     return Dataset(str(where), train[0], train_labels, test[0], test_labels, tuple(map(str, names)))
@@ -88,30 +96,33 @@ def allocate(count: int, image_size: int, channels: int) -> np.ndarray:
     """Room for `count` decoded images: uint8 (count, image_size, image_size, channels)."""
     needed = count * image_size**2 * channels
     if needed > MAX_BYTES:
-        raise InputError(
-            f"{count} images of {image_size}x{image_size}x{channels} bytes take {needed / 2**30:.0f} GiB, "
-            f"more than the {MAX_BYTES // 2**30} GiB allowed; lower image_size."
-        )
+        size = f"{image_size}x{image_size}x{channels}"
+        raise InputError(f"{count} images of {size} bytes take {needed / 2**30:.0f} GiB of memory; lower image_size.")
     return np.empty((count, image_size, image_size, channels), np.uint8)
 
 
-def fit(images: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Write uint8 `images` (n, h, w, 1 | 3 | 4) into `out` (n, size, size, 1 | 3), resized and recoloured as needed."""
-    from PIL import Image
-
-    if images.shape == out.shape:
-        out[...] = images
-        return out
-    for pixels, target in zip(images, out, strict=True):
-        target[...] = _fit_one(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), *out.shape[2:])
+def fit(images: np.ndarray, image_size: int, channels: int) -> np.ndarray:
+    """Images (n, h, w, 1 | 3 | 4), each as `fit_one` makes it: uint8 (n, image_size, image_size, channels)."""
+    if images.shape[1:] == (image_size, image_size, channels):
+        return np.ascontiguousarray(images)
+    out = allocate(len(images), image_size, channels)
+    for target, image in zip(out, images, strict=True):
+        target[...] = fit_one(image, image_size, channels)
     return out
 
 
-def _fit_one(image: "Image", image_size: int, channels: int) -> np.ndarray:
-    """Pillow image -> uint8 (image_size, image_size, channels): bilinear, grey by luminance, transparent is black."""
+def fit_one(image: Any, image_size: int, channels: int) -> np.ndarray:
+    """Pillow image or uint8 (h, w, 1 | 3 | 4) -> uint8 (image_size, image_size, channels).
+
+    Resizing is bilinear, grey is luminance, transparent is black.
+    """
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16 bits: Pillow itself would clip at 255
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    if image.mode in ("I", "F"):
+        raise ValueError("it has 32 bits a channel, whose range is unknown")
+    if image.mode.startswith("I;16"):  # Pillow itself would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
@@ -121,8 +132,8 @@ def _fit_one(image: "Image", image_size: int, channels: int) -> np.ndarray:
     return np.asarray(image).reshape(image_size, image_size, channels)
 
 
-def track(steps: Sequence[T], what: str) -> Iterator[T]:
-    """Yield `steps` behind a progress bar on a terminal, after one log line elsewhere."""
+def track(steps: Sequence[Any], what: str) -> Iterator[Any]:
+    """Yield `steps`, behind a progress bar on a terminal and after one log line elsewhere."""
     if sys.stderr.isatty():
         from rich import console, markup, progress
 
@@ -130,93 +141,3 @@ def track(steps: Sequence[T], what: str) -> Iterator[T]:
     else:
         log.info(what)
         yield from steps
-
-
-def digits() -> Source:
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels; a fixed fifth of every class is the test set."""
-
-    def read(image_size: int, channels: int) -> Dataset:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        bunch = load_digits()
-        images = fit(
-            np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None],
-            allocate(len(bunch.images), image_size, channels),
-        )
-        train, test = train_test_split(
-            np.arange(len(images)), test_size=0.2, random_state=0, stratify=bunch.target, shuffle=True
-        )
-        return assemble("digits", (images[train], bunch.target[train]), (images[test], bunch.target[test]))
-
-    return Source(read, None)
-
-
-def folder(root: Path) -> Source:
-    """Files `root/SPLIT/CLASS/*.png` (.jpg, .jpeg), splits train and test (val, valid, validation), classes by name.
-
-    Other files, and names that start with a dot, are ignored. A symbolic link may not lead out of `root`.
-    """
-    home = Path(os.path.realpath(root))
-    folders = {entry.name: entry.path for entry in _entries(root, home) if entry.is_dir()}
-    test_name = next((name for name in TEST_FOLDERS if name in folders), None)
-    if "train" not in folders or test_name is None:
-        raise InputError(
-            f"{root} has no folder {'test (or val, valid, validation)' if 'train' in folders else 'train'}; "
-            "lay images out as train/CLASS/*.png and test/CLASS/*.png (also .jpg, .jpeg)."
-        )
-    train, test = (_classes(folders[split], home) for split in ("train", test_name))
-    if odd := sorted(train.keys() ^ test.keys()):
-        split, other = ("train", test_name) if odd[0] in train else (test_name, "train")
-        raise InputError(f"{root}: class {odd[0]} is in {split} but not in {other}; both need the same class folders.")
-
-    def read(image_size: int, channels: int) -> Dataset:
-        splits = [_decode_files(list(split.values()), image_size, channels) for split in (train, test)]
-        return assemble(root, splits[0], splits[1], list(train))
-
-    return Source(read, ["folder", str(home), [stamp(f) for split in (train, test) for c in split.values() for f in c]])
-
-
-def _entries(path: str | Path, home: Path) -> list[os.DirEntry]:
-    """What a folder holds, in order of name, without hidden files."""
-    try:
-        entries = sorted((e for e in os.scandir(path) if not e.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(f"Cannot read the folder {path}: {error.strerror}.") from error
-    for entry in entries:
-        if entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(home):
-            raise InputError(f"{entry.path} is a symbolic link that leads out of {home}; put a copy there instead.")
-    return entries
-
-
-def _classes(split: str, home: Path) -> dict[str, list[str]]:
-    """Image files of each class folder of a split."""
-    classes = {}
-    for entry in _entries(split, home):
-        if entry.is_dir():
-            files = [
-                e for e in _entries(entry.path, home) if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.is_dir()
-            ]
-            classes[entry.name] = [file.path for file in files]
-            if not files:
-                raise InputError(f"The class folder {entry.path} has no .png, .jpg or .jpeg; add images or remove it.")
-    if not classes:
-        raise InputError(f"{split} has no class folders; put each image into a folder named after its class.")
-    return classes
-
-
-def _decode_files(classes: list[list[str]], image_size: int, channels: int) -> Split:
-    """Images (n, image_size, image_size, channels) of files listed by class, and their labels."""
-    from PIL import Image, ImageOps
-
-    files = [file for names in classes for file in names]
-    images = allocate(len(files), image_size, channels)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for target, file in zip(images, track(files, f"Decoding {len(files)} images"), strict=True):
-            try:
-                with Image.open(file, formats=("PNG", "JPEG")) as image:
-                    target[...] = _fit_one(ImageOps.exif_transpose(image), image_size, channels)
-            except Exception as error:  # a damaged file makes Pillow raise one of many unrelated types
-                raise InputError(f"Cannot decode the image {file}: {error}. Replace or remove it.") from error
-    return images, np.repeat(np.arange(len(classes)), [len(names) for names in classes])

@@ -4,17 +4,15 @@ import contextlib
 import difflib
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets
 
-from jaxslim.data.sources import Dataset, Source, Split, allocate, assemble, fit, stamp, track
-from jaxslim.errors import InputError, first_line
+from jaxslim.data.sources import Dataset, Source, Split, allocate, as_input_error, assemble, fit_one, stamp, track
+from jaxslim.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +21,10 @@ def find(name: str, data_dir: str | None) -> Source:
     """The data set `name`, prepared as array_record in `data_dir`, else in TFDS_DATA_DIR or `~/tensorflow_datasets`.
 
     Raises:
-      InputError: the name is unknown, it is no image classification, or it is not prepared, or in another format.
+      InputError: the data set is unknown, not prepared or in another format, or it holds no labelled images.
     """
     root = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     advice = _advice(name, root)
-    for file in Path(root, re.split("[/:]", name)[0]).rglob("*"):
-        if not file.is_dir():
-            stamp(file)
     with _quiet_absl():
         builder = _builder(name, root, advice)
         image_key, label_key = _keys(name, builder.info)
@@ -41,21 +36,16 @@ def find(name: str, data_dir: str | None) -> Source:
             raise InputError(f"{name} has the splits {splits}; training needs train and test (or validation).")
         if test == "validation":
             log.warning("%s has no test split; its validation split takes that place.", name)
-        try:
+        stored = f"{name} in {builder.data_dir} is stored as {builder.info.file_format.value}"
+        with as_input_error(name, f"{stored}, which cannot be read here", f"delete that folder. {advice}"):
             records = builder.as_data_source(["train", test])
-        except (NotImplementedError, ImportError) as error:
-            raise InputError(
-                f"{name} in {builder.data_dir} is stored as {builder.info.file_format.value}, which cannot be read "
-                f"here; delete that folder. {advice}"
-            ) from error
 
     def read(image_size: int, channels: int) -> Dataset:
         splits: list[Split] = []
         for split in records:
             images, labels = allocate(len(split), image_size, channels), np.empty(len(split), np.int64)
             for row, example in enumerate(_examples(name, split, advice)):
-                fit(example[image_key][None], images[row : row + 1])
-                labels[row] = example[label_key]
+                images[row], labels[row] = fit_one(example[image_key], image_size, channels), example[label_key]
             splits.append((images, labels))
         return assemble(name, splits[0], splits[1], builder.info.features[label_key].names)
 
@@ -75,18 +65,14 @@ def _advice(name: str, root: str) -> str:
 
 
 def _builder(name: str, root: str, advice: str) -> Any:
-    try:
-        return tensorflow_datasets.builder(name, data_dir=root)
-    except tensorflow_datasets.core.DatasetNotFoundError:
-        known = ["digits", *tensorflow_datasets.list_builders(with_community_datasets=False)]
-        close = " or ".join(difflib.get_close_matches(name.lower(), known) or ["cifar10", "digits"])
-        raise InputError(
-            f"There is no data set called {name}; did you mean {close}, or the path of a folder, .npz or archive?"
-        ) from None
-    except Exception as error:  # by cause: AssertionError, ImportError, RuntimeError, protobuf's ParseError, ...
-        raise InputError(
-            f"TFDS cannot open {name} in {root} ({first_line(error)}); if it is damaged, delete its folder. {advice}"
-        ) from error
+    with as_input_error(root, f"TFDS cannot open {name} in {root}", f"if it is damaged, delete its folder. {advice}"):
+        try:
+            return tensorflow_datasets.builder(name, data_dir=root)
+        except tensorflow_datasets.core.DatasetNotFoundError:
+            known = ["digits", *tensorflow_datasets.list_builders(with_community_datasets=False)]
+            close = " or ".join(difflib.get_close_matches(name.lower(), known) or ["cifar10", "digits"])
+            meant = f"did you mean {close}, or the path of a folder, .npz or archive?"
+            raise InputError(f"There is no data set called {name}; {meant}") from None
 
 
 def _keys(name: str, info: Any) -> tuple[str, str]:
@@ -104,19 +90,14 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
 def _examples(name: str, split: Any, advice: str) -> Iterator[dict]:
     """Decode a data source in batches; the checksums in its files find damage."""
     for start in track(range(0, len(split), 500), f"Decoding {len(split)} images of {name}"):
-        try:
-            with _quiet_absl():
-                examples = split.__getitems__(list(range(start, min(start + 500, len(split)))))
-        except Exception as error:  # a missing or damaged file makes array_record raise one of many unrelated types
-            raise InputError(
-                f"The files of {name} are damaged ({first_line(error)}); delete its folder. {advice}"
-            ) from error
+        with as_input_error(name, f"The files of {name} are damaged", f"delete its folder. {advice}"), _quiet_absl():
+            examples = split.__getitems__(list(range(start, min(start + 500, len(split)))))
         yield from examples
 
 
 @contextlib.contextmanager
 def _quiet_absl() -> Iterator[None]:
-    """Keep TFDS from warning about OpenCV and about folders that are not prepared, which our own errors cover."""
+    """Silence TFDS' warnings about OpenCV and about folders that are not prepared: errors here say the same."""
     from absl import logging as absl
 
     before = absl.get_verbosity()

@@ -1,6 +1,7 @@
 """Cutting the network of a checkpoint into a checkpoint of its own."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,17 @@ from jaxslim.files import check_out
 from jaxslim.slim.prune import Pruned, difference, prune, tolerance
 from jaxslim.slim.recalibrate import recalibrate as recalibrate_statistics
 from jaxslim.storage import checkpoint
-from jaxslim.training.evaluation import training_batches
+from jaxslim.training.evaluation import evaluator, training_batches
+from jaxslim.training.feed import device_mesh
 from jaxslim.training.network import load_trained
+
+SAMPLE = 16
+"""Random images on which a cut network is compared with the full one."""
+
+
+def sample(image_shape: Any) -> jax.Array:
+    """Normalised random images (SAMPLE, height, width, channels), the same for the same shape."""
+    return jax.random.normal(jax.random.key(0), (SAMPLE, *image_shape))
 
 
 def save_cut(
@@ -24,7 +34,7 @@ def save_cut(
     *,
     absorb: bool = False,
     recalibrate: int = 0,
-    data_dir: str | None = None,
+    data: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> tuple[Pruned, dict[str, Any]]:
     """`prune` the network of a checkpoint, check the result, and save it as a checkpoint of its own.
@@ -35,16 +45,16 @@ def save_cut(
       ratio: of `plan`.
       absorb: of `prune`.
       recalibrate: training batches to estimate the BatchNorm statistics of the cut network on; 0 keeps the old ones.
-      data_dir: where TFDS keeps its data sets, for `recalibrate`.
+      data: where the checkpoint's own images cannot be found any more: other values for `dataset` or `data_dir` of its
+        configuration. Only `recalibrate` needs images.
       **options: of `plan`.
 
     Returns:
-      The smaller network, and the metadata saved with it: cost, plan, and the check, which is the `difference` on
-      random images from the full network with the units that go at zero, before any recalibration.
+      The smaller network, and the metadata saved with it: cost, plan and check. The check is the `difference` from the
+      full network with the cut channels at zero, on random images, before recalibration.
 
     Raises:
-      InputError: as `load`, `plan` and `save`, `out` cannot be written to, or the check failed although every unit that
-        went is exact.
+      InputError: as `load`, `plan` and `save`; or the check fails although every unit that was cut is exact.
     """
     if recalibrate < 0:
         raise InputError(f"recalibrate is {recalibrate}; it must be a number of batches, 0 or more.")
@@ -53,7 +63,7 @@ def save_cut(
     module, variables, meta = checkpoint.load(path)
     if "image_shape" not in meta:
         raise InputError(f"{path} does not name its images' shape; save it with meta={{'image_shape': [32, 32, 3]}}.")
-    images = jax.random.normal(jax.random.key(0), (64, *meta["image_shape"]))
+    images = sample(meta["image_shape"])
     pruned = prune(module, variables, ratio, images, absorb=absorb, **options)
     gap = difference(module, pruned, images)
     exact = bool(pruned.graph.exact[~pruned.plan.keep].all())
@@ -62,11 +72,11 @@ def save_cut(
             f"The cut network's logits differ from the zeroed full network's by {gap:.2g} of the largest; nothing was "
             "saved. The network takes a width from something other than its parameters' shapes."
         )
-    batches = []
+    small, batches = pruned.variables, []
     if recalibrate:
-        _, config, found = load_trained(path, data_dir=data_dir)
+        _, config, found = load_trained(path, **data or {})
         batches = training_batches(config, found, recalibrate)
-    small = recalibrate_statistics(pruned.module, pruned.variables, batches) if batches else pruned.variables
+        small = recalibrate_statistics(pruned.module, small, batches)
     pairs = zip(jax.tree.leaves(pruned.full), jax.tree.leaves(variables), strict=True)
     described: dict[str, Any] = {
         "kind": "pruned",
@@ -90,18 +100,37 @@ def save_cut(
     return pruned, described
 
 
-def cut_once(path: str | Path, folder: Path, ratio: float | None, data_dir: str | None, **options: Any) -> None:
-    """`save_cut` to `folder`, unless it was done before.
+def cut_once(path: str | Path, folder: Path, ratio: float | None, **how: Any) -> None:
+    """`save_cut` to `folder`, unless the same call did it before.
 
     Raises:
       InputError: the folder holds a cut of another checkpoint, or with other options.
     """
     if not folder.exists():
-        save_cut(path, folder, ratio, data_dir=data_dir, **options)
+        save_cut(path, folder, ratio, **how)
     path, there = checkpoint.find(path), checkpoint.read_meta(checkpoint.find(folder))
-    done = dict(there.get("plan", {}))
-    made = {name: value for name, value in done.items() if name not in ("achieved", "layers")}
-    asked = {"requested": ratio, "absorb": False, "recalibrate": 0, **options}
+    made = {name: value for name, value in there.get("plan", {}).items() if name not in ("achieved", "layers")}
+    asked = {"absorb": False, "recalibrate": 0, **how, "requested": ratio}
+    asked.pop("data", None)
     source = checkpoint.parent(path, checkpoint.read_meta(path)) | {"path": None}  # the folders may have been moved
     if {**there.get("parent", {}), "path": None} != source or json.loads(json.dumps(asked)) != made:
         raise InputError(f"{folder} was cut from another checkpoint or with other options; choose another --out.")
+
+
+def accuracies(full: str | Path, cut: str | Path, **data: Any) -> tuple[float, float, str]:
+    """Accuracy of two checkpoints on the test images that the first was trained with, and which images these are.
+
+    Args:
+      full: a checkpoint that names its training configuration.
+      cut: another checkpoint, for the same images.
+      **data: of `load_trained`.
+
+    Raises:
+      InputError: as `load_trained`.
+    """
+    loaded, config, images = load_trained(full, **data)
+    found = []
+    for module, variables, _ in (loaded, checkpoint.load(cut)):
+        test = evaluator(config, module, device_mesh(), images.test_images, images.test_labels)
+        found.append(test(variables).accuracy)
+    return found[0], found[1], f"{len(images.test_labels):,} test images of {images.name}"

@@ -1,4 +1,4 @@
-"""The steps of a long experiment: each leaves its result as a file, so that a command goes on where it stopped."""
+"""The steps of a long experiment. Each keeps its result in a file, so a command goes on where it was stopped."""
 
 import json
 import sys
@@ -18,57 +18,57 @@ class Stage(NamedTuple):
 
     name: str
     spec: Mapping[str, Any]
-    """JSON values that decide the result; a result of another spec is refused."""
+    """JSON values that decide the result. A result of another spec is refused."""
     work: Callable[[], Mapping[str, Any]]
-    """Does it, or goes on with it, and returns JSON values."""
+    """Does the work, or what is left of it, and returns JSON values."""
     needs: tuple[str, ...] = ()
-    """Names of the stages that have to be done before."""
+    """Names of the stages that must be done first."""
     check: Callable[[], None] | None = None
-    """Refuses what this stage has left half done, if that is of another spec."""
+    """Refuses half-done work of another spec."""
 
 
 class Outcome(NamedTuple):
     """What became of a stage."""
 
     result: Mapping[str, Any]
-    """Empty if it failed."""
+    """Empty if the stage failed."""
     failure: str = ""
     seconds: float = 0.0
-    """Of the process that finished it."""
+    """Time that the process which finished the stage spent on it."""
     blocked: bool = False
-    """Whether it was not run, since one that it needs failed."""
+    """Whether the stage was not run because one that it needs failed."""
 
 
 def check(folder: Path, stages: Sequence[Stage]) -> None:
     """Refuse a folder with results of other stages under the same names.
 
     Raises:
-      InputError: there is one, or one that cannot be read.
+      InputError: there is such a result, or one that cannot be read.
     """
     for stage in stages:
-        if _there(folder, stage) is None and stage.check:
+        if _kept(folder, stage) is None and stage.check:
             stage.check()
 
 
 def run(folder: Path, stages: Sequence[Stage], announce: Callable[[str], None]) -> dict[str, Outcome]:
-    """Do the stages that have no result in `folder` yet; one that fails takes those along that need it, and no others.
+    """Do the stages that have no result in `folder` yet. If one fails, those that need it are not run; the others are.
 
     Args:
-      folder: where each stage's result is kept, as NAME.json.
-      stages: in an order in which each comes after what it needs.
-      announce: called with the name of each stage that is about to be done.
+      folder: where each stage keeps its result, as NAME.json.
+      stages: in an order in which each comes after those it needs.
+      announce: called with the name of each stage before its work.
 
     Returns:
       The outcome of each stage by its name.
 
     Raises:
-      InputError: as `check`.
+      InputError: as for `check`.
     """
     check(folder, stages)
     outcomes: dict[str, Outcome] = {}
     for stage in stages:
-        if (there := _there(folder, stage)) is not None:
-            outcomes[stage.name] = there
+        if kept := _kept(folder, stage):
+            outcomes[stage.name] = kept
             continue
         if missing := [name for name in stage.needs if outcomes[name].failure]:
             outcomes[stage.name] = Outcome({}, f"not run, since {missing[0]} failed", blocked=True)
@@ -80,7 +80,7 @@ def run(folder: Path, stages: Sequence[Stage], announce: Callable[[str], None]) 
         except (InputError, DivergedError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
             outcomes[stage.name] = Outcome({}, first_line(error))
             again = ", ".join(f"{folder / name}.json" for name in stage.needs)
-            advice = f" (To have done again what it needs, delete {again} and the folder beside it.)" if again else ""
+            advice = f" (To repeat what it needs, delete {again} and the folder beside it.)" if again else ""
             print(f"{stage.name} failed: {error}{advice}", file=sys.stderr, flush=True)
             continue
         seconds = time.perf_counter() - started
@@ -90,7 +90,7 @@ def run(folder: Path, stages: Sequence[Stage], announce: Callable[[str], None]) 
     return outcomes
 
 
-def _there(folder: Path, stage: Stage) -> Outcome | None:
+def _kept(folder: Path, stage: Stage) -> Outcome | None:
     file = folder / f"{stage.name}.json"
     if not file.exists():
         return None
@@ -100,12 +100,10 @@ def _there(folder: Path, stage: Stage) -> Outcome | None:
         if not result:
             raise ValueError("no result")
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(
-            f"{file} cannot be read; delete it, and those of the stages behind it, to have them done again."
-        ) from None
-    mine = json.loads(json.dumps(stage.spec))
-    if spec != mine:
-        differ = [name for name in {**spec, **mine} if spec.get(name) != mine.get(name)]
-        what = ", ".join(f"{name} {spec.get(name)} there, {mine.get(name)} here" for name in differ)
+        raise InputError(f"{file} cannot be read; delete it and those of later stages to repeat them.") from None
+    asked = json.loads(json.dumps(stage.spec))
+    if spec != asked:
+        differ = [name for name in {**spec, **asked} if spec.get(name) != asked.get(name)]
+        what = ", ".join(f"{name} {spec.get(name)} there, {asked.get(name)} here" for name in differ)
         raise InputError(f"{file} is of another configuration ({what}); choose another --out.")
     return Outcome(result, seconds=seconds)

@@ -1,31 +1,28 @@
 """Accuracy and size of a trained network against the share of channels cut: the reference's second and third tables."""
 
-import contextlib
 import dataclasses
-import os
-import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from importlib import metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from jaxslim import data
+from jaxslim import data, models
 from jaxslim.core.cost import count
 from jaxslim.core.cut import zero
 from jaxslim.core.graph import trace
-from jaxslim.core.plan import Plan, plan
+from jaxslim.core.plan import plan
 from jaxslim.errors import InputError
-from jaxslim.experiments.cutting import cut_once
-from jaxslim.reporting.report import Report, SweepRow
+from jaxslim.experiments.cutting import cut_once, sample
+from jaxslim.experiments.finetuning import finetuning
+from jaxslim.experiments.hardware import machine
+from jaxslim.reporting.results import Report, SweepRow
 from jaxslim.slim.absorb import absorber
 from jaxslim.slim.criteria import bn_scales, scale_values
 from jaxslim.slim.prune import Pruned, apply_plan, difference, tolerance
 from jaxslim.slim.recalibrate import recalibrator
-from jaxslim.storage.checkpoint import Loaded, load
+from jaxslim.storage.checkpoint import Loaded, find, load
 from jaxslim.training.config import RATIOS, TrainConfig
 from jaxslim.training.evaluation import evaluator, training_batches
 from jaxslim.training.feed import device_mesh
@@ -54,16 +51,16 @@ def sweep(
     """Cut `loaded` at each ratio and measure the accuracy on the test images, without fine-tuning.
 
     The full network with the channels at zero stands in for the cut one, so that all ratios share one compiled
-    evaluation; a network where the two differ is evaluated cut.
+    evaluation. A network for which the two differ is evaluated cut.
 
     Args:
       loaded: of `checkpoint.load`.
       config: for normalisation and the batch size of evaluation.
       images: with test images.
       ratios: shares of the channels, each in [0, 1).
-      verify: evaluate every really cut network too, and the difference of the logits.
+      verify: also evaluate every cut network, and measure by how much its logits differ.
       min_channels: of `plan`.
-      absorb: of `prune`.
+      absorb: of `prune`; the rows then have the accuracy without absorption too.
       recalibrate: training batches to estimate the BatchNorm statistics again on, at each ratio.
 
     Yields:
@@ -75,115 +72,112 @@ def sweep(
     if not ratios or len(set(ratios)) != len(ratios):
         raise InputError(f"The ratios are {list(ratios)}; give at least one, each once, for example 0 0.5 0.7.")
     module, variables = loaded.module, loaded.variables
-    mesh = device_mesh()
-    sample = jax.random.normal(jax.random.key(0), (64, *images.test_images.shape[1:]))
-    graph, scores = trace(module.apply, variables, sample), bn_scales(variables)
-    plans: list[Plan] = [plan(graph, scores, ratio, min_channels) for ratio in ratios]  # all, to fail before the work
+    batches = training_batches(config, images, recalibrate) if recalibrate else []
 
     def measurer(network: Any) -> Callable[[Any], float]:
-        """Accuracy on the test images of variables of `network`, after recalibration if there is one."""
-        evaluate = evaluator(config, network, mesh, images.test_images, images.test_labels)
+        """A function of variables of `network`: recalibrates them if asked to, and returns the test accuracy."""
+        test = evaluator(config, network, device_mesh(), images.test_images, images.test_labels)
         again = recalibrator(network)
-        return lambda variables: evaluate(again(variables, batches) if batches else variables).accuracy
+        return lambda variables: test(again(variables, batches) if batches else variables).accuracy
 
-    batches = training_batches(config, images, recalibrate) if recalibrate else []
-    full = measurer(module)
-    adapt = absorber(module.apply, variables, graph, sample) if absorb else lambda _: variables
-    adapted = [adapt(chosen) for chosen in plans]
-    networks = [apply_plan(module, own, graph, chosen, sample) for own, chosen in zip(adapted, plans, strict=True)]
+    inputs = sample(images.test_images.shape[1:])
+    graph = trace(module.apply, variables, inputs)
+    plans = [plan(graph, bn_scales(variables), ratio, min_channels) for ratio in ratios]  # all, to fail before the work
+    absorbed = absorber(module.apply, variables, graph, inputs) if absorb else None
 
-    def gap(index: int) -> float:
-        return difference(module, networks[index], sample)
+    def cut(index: int, absorb: Any) -> Pruned:
+        full = absorb(plans[index]) if absorb else variables
+        return apply_plan(module, full, graph, plans[index], inputs)
 
-    agrees = gap(int(np.argmax(ratios))) <= tolerance(module)
-    for index, (ratio, chosen, pruned) in enumerate(zip(ratios, plans, networks, strict=True)):
-        params, macs = count(pruned.module.apply, pruned.variables, sample)
-        exact = agrees and bool(graph.exact[~chosen.keep].all())
-        really = measurer(pruned.module)(pruned.variables) if verify or not exact else None
-        accuracy = full(zero(graph, adapted[index], chosen)) if exact else really
-        assert accuracy is not None
-        yield Cut(
-            SweepRow(
-                ratio=ratio,
-                accuracy=accuracy,
-                params=params,
-                macs=macs,
-                kept={layer.name: layer.after for layer in chosen.layers},
-                protected=chosen.protected,
-                verified_accuracy=really,
-                logits_difference=gap(index) if verify else None,
-                widths=None,
-            ),
-            pruned,
+    most = int(np.argmax(ratios))
+    agrees = difference(module, cut(most, absorbed), inputs) <= tolerance(module)
+    zeroed = measurer(module)
+
+    def accuracy(pruned: Pruned) -> float:
+        exact = agrees and graph.exact[~pruned.plan.keep].all()
+        if exact:
+            return zeroed(zero(graph, pruned.full, pruned.plan))
+        return measurer(pruned.module)(pruned.variables)
+
+    for index, ratio in enumerate(ratios):
+        pruned = cut(index, absorbed)
+        params, macs = count(pruned.module.apply, pruned.variables, inputs)
+        row = SweepRow(
+            ratio=ratio,
+            accuracy=accuracy(pruned),
+            params=params,
+            macs=macs,
+            kept={layer.name: layer.after for layer in pruned.plan.layers},
+            protected=pruned.plan.protected,
+            plain_accuracy=accuracy(cut(index, None)) if absorb else None,
+            verified_accuracy=measurer(pruned.module)(pruned.variables) if verify else None,
+            logits_difference=difference(module, pruned, inputs) if verify else None,
+            architecture=models.architecture(pruned.module),
         )
+        yield Cut(row, pruned)
 
 
 def study(
-    path: str,
+    path: str | Path,
     out: Path,
     *,
     ratios: Sequence[float] = RATIOS,
     verify: bool = False,
-    min_channels: int = 1,
-    absorb: bool = False,
-    recalibrate: int = 0,
-    finetune_epochs: int = 0,
-    baseline: str | None = None,
-    data_dir: str | None = None,
+    finetune: Mapping[str, Any] | None = None,
+    baseline: str | Path | None = None,
+    data: Mapping[str, Any] | None = None,
+    **cutting: Any,
 ) -> Report:
-    """Sweep a checkpoint and gather the report; with `finetune_epochs`, train each cut network in a run below `out`.
+    """Sweep a checkpoint and gather the report.
+
+    Args:
+      path: what `checkpoint.load` takes.
+      out: folder for the runs that fine-tune.
+      ratios: of `sweep`.
+      verify: of `sweep`.
+      finetune: fields for the configuration of `finetuning`, for example {"epochs": 10}: each cut network is trained on
+        in a run below `out`. None trains none.
+      baseline: checkpoint trained without sparsity, whose scales are shown beside this one's.
+      data: other values for `dataset` or `data_dir` than the checkpoint's configuration has.
+      **cutting: `min_channels`, `absorb` and `recalibrate` of `sweep`.
 
     Raises:
       InputError: a checkpoint or the data cannot be used, or a ratio cannot be met.
     """
-    loaded, config, images = load_trained(path, data_dir=data_dir)
+    data, path = data or {}, find(path)
+    loaded, config, images = load_trained(path, **data)
     scales = {"baseline": scale_values(load(baseline).variables)} if baseline else {}
-    scales[str(loaded.meta.get("kind", "network"))] = scale_values(loaded.variables)
-    rows = []
-    before: dict[str, int] = {}
-    cutting: dict[str, Any] = {"min_channels": min_channels, "absorb": absorb, "recalibrate": recalibrate}
-    for row, pruned in sweep(loaded, config, images, ratios, verify=verify, **cutting):
-        print(f"ratio {row.ratio:g}: accuracy {row.accuracy:.2%}, {row.params:,} parameters", file=sys.stderr)
-        before = {layer.name: layer.before for layer in pruned.plan.layers}
-        if finetune_epochs:
-            accuracy = _finetune(path, row.ratio, cutting, finetune_epochs, config, out)
-            row = dataclasses.replace(row, finetuned_accuracy=accuracy)
-        rows.append(row)
+    label = str(loaded.meta.get("kind", "network"))
+    scales[label] = scale_values(loaded.variables)
     notes = {
-        "checkpoint": path,
+        "checkpoint": str(path),
         "best checkpoints": f"chosen on {config.chosen_on}",
         "data": f"{len(images.test_labels)} test images of {images.name}",
-        **machine(),
     }
-    return Report(title=f"Ratio sweep of {config.name}", sweep=tuple(rows), channels=before, scales=scales, notes=notes)
-
-
-def machine() -> dict[str, str]:
-    """Hardware and versions, for the notes of a report."""
-    device = jax.devices()[0]
-    many = f"{jax.device_count()} x {device.device_kind}"
-    hardware = many if device.platform != "cpu" else f"{cores()} {_processor()}"
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jaxslim", "jax", "flax", "optax"))
-    return {"hardware": hardware, "versions": f"{versions}, Python {platform.python_version()}"}
-
-
-def cores() -> int:
-    """How many this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return f"cores of {line.partition(':')[2].strip()}"
-    return "CPU cores"
-
-
-def _finetune(path: str, ratio: float, cutting: dict[str, Any], epochs: int, config: TrainConfig, out: Path) -> float:
-    """Save the cut network below `out` and train it on by its own recipe without the L1 pull."""
-    folder = out.absolute() / f"ratio-{ratio:g}"
-    cut_once(path, folder, ratio, config.data_dir, **cutting)
-    changes: dict[str, Any] = {"name": f"ratio-{ratio:g}-finetuned", "workdir": f"{folder}-finetuned"}
-    tuned = dataclasses.replace(config, **changes, epochs=epochs, l1=0.0, init_from=str(folder))
-    return train(tuned).metrics["accuracy"]
+    if finetune:
+        tuned = finetuning(path, **finetune)
+        how = f"epochs {tuned.epochs}, learning rate {tuned.learning_rate:g}, schedule {tuned.schedule}"
+        notes["fine-tuning"] = how
+        print(f"fine-tuning each cut network: {how}", file=sys.stderr)
+    rows, thresholds, channels = [], {}, {}
+    for row, pruned in sweep(loaded, config, images, ratios, verify=verify, **cutting):
+        plain = "" if row.plain_accuracy is None else f" ({row.plain_accuracy:.2%} without absorption)"
+        print(f"ratio {row.ratio:g}: accuracy {row.accuracy:.2%}{plain}, {row.params:,} parameters", file=sys.stderr)
+        channels = {layer.name: layer.before for layer in pruned.plan.layers}
+        left = scale_values(zero(pruned.graph, loaded.variables, pruned.plan))
+        if (gone := scales[label][left == 0]).size:
+            thresholds[row.ratio] = float(gone.max())
+        if finetune:
+            folder = out.absolute() / f"ratio-{row.ratio:g}"
+            cut_once(path, folder, row.ratio, data=data, **cutting)
+            accuracy = train(finetuning(folder, **data, **finetune)).metrics["accuracy"]
+            row = dataclasses.replace(row, finetuned_accuracy=accuracy)
+        rows.append(row)
+    return Report(
+        title=f"Ratio sweep of {config.name}",
+        sweep=tuple(rows),
+        channels=channels,
+        scales=scales,
+        thresholds={label: thresholds},
+        notes={**notes, **machine()},
+    )

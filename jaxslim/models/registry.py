@@ -1,26 +1,28 @@
 """Networks by name, for configurations and checkpoints."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from jaxslim.errors import InputError, first_line
 from jaxslim.models.vgg import VGG, WIDTHS
 
-MODELS: dict[str, Callable[..., Any]] = {"vgg": VGG}
-"""What builds a Linen module from `num_classes`, `dtype` and arguments of its own. `apply` of the module takes images
-(n, height, width, channels) and `train`, and returns logits (n, num_classes). Add your own under a name of your own."""
-for _name, _widths in WIDTHS.items():
-    MODELS[_name] = lambda widths=_widths, **arguments: VGG(widths, **arguments)
+MODELS: dict[str, Callable[..., Any]] = {
+    "vgg": VGG,
+    **{name: functools.partial(VGG, widths=widths) for name, widths in WIDTHS.items()},
+}
+"""For each name, what builds a Linen module from `num_classes`, `dtype` and arguments of its own.
 
-MODULES: dict[str, type] = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (VGG,)}
-"""Classes of modules, by the names that checkpoints keep of them."""
+`module.apply(variables, images, train=...)` takes images (n, height, width, channels) and returns logits
+(n, num_classes). Add your own network under a name of its own. Checkpoints of it load by name if you add its class.
+"""
 
 
 def build(model: str, arguments: dict[str, Any], *, num_classes: int, dtype: Any) -> Any:
-    """The module called `model`.
+    """Build the module that `model` names.
 
     Raises:
-      InputError: there is none, or it does not take the arguments.
+      InputError: no model has this name, or it does not take the arguments.
     """
     if model not in MODELS:
         raise InputError(f"There is no model {model!r}; the models are {', '.join(sorted(MODELS))}.")
@@ -30,7 +32,12 @@ def build(model: str, arguments: dict[str, Any], *, num_classes: int, dtype: Any
         raise InputError(f"model {model} does not take the model_args {arguments}: {first_line(error)}.") from error
 
 
+def module_class(name: str) -> type | None:
+    """The class among the models that a checkpoint names, for example `jaxslim.models.vgg.VGG`; None if none is."""
+    classes = (kind for kind in MODELS.values() if isinstance(kind, type))
+    return next((kind for kind in classes if f"{kind.__module__}.{kind.__qualname__}" == name), None)
+
+
 def architecture(module: Any) -> str | None:
     """How a module writes its own architecture in a table; None if it offers no `architecture()`."""
-    describe = getattr(module, "architecture", None)
-    return describe() if callable(describe) else None
+    return module.architecture() if hasattr(module, "architecture") else None

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,12 +17,12 @@ from jaxslim.errors import InputError, quoted
 class VGG(nn.Module):
     """3x3 convolutions with BatchNorm and ReLU, 2x2 maximum pooling, global average, one dense layer.
 
-    Initialisation is the reference's: convolutions normal with deviation sqrt(2 / (9 * out)), BatchNorm scales 0.5,
-    dense normal with deviation 0.01. Running statistics move by a tenth a step; like all of Flax they take the biased
-    variance, where PyTorch takes the unbiased one.
+    The initial parameters are the reference's: convolutions normal with deviation sqrt(2 / (9 * out)), BatchNorm scales
+    0.5, the dense layer normal with deviation 0.01. Running statistics move by a tenth per step. They hold the biased
+    variance, as everywhere in Flax; PyTorch's hold the unbiased one.
 
-    Args of `apply`: images float (n, height, width, channels); `train` uses and updates batch statistics. Returns
-    logits (n, num_classes) in float32, or in `dtype` where that is more precise.
+    `apply` takes float images (n, height, width, channels) and `train`, which uses and updates batch statistics. It
+    returns logits (n, num_classes) in float32, or in `dtype` if that is more precise.
     """
 
     widths: Sequence[int | str]
@@ -32,32 +32,24 @@ class VGG(nn.Module):
     """Precision of the computation; parameters are float32."""
 
     def __post_init__(self) -> None:
-        widths = self.widths
-        if isinstance(widths, str) or not isinstance(widths, Collection):
-            raise InputError(f'widths is {quoted(widths)}; give channels and "M" for poolings, or use jaxslim.vgg11().')
-        for width in widths:
-            if width != "M" and not _is_count(width):
-                raise InputError(
-                    f'widths hold {quoted(width)}; each must be a positive number of channels or "M" for pooling.'
-                )
+        if wrong := [width for width in self.widths if width != "M" and not _is_count(width)]:
+            advice = 'each must be a positive number of channels or "M" for pooling.'
+            raise InputError(f"widths hold {quoted(wrong[0])}; {advice}")
         if not _is_count(self.num_classes):
             raise InputError(f"num_classes is {quoted(self.num_classes)}; it must be an integer of at least 1.")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        if len(shape := getattr(images, "shape", ())) != 4:
+        shape: tuple[int, ...] = getattr(images, "shape", ())
+        if len(shape) != 4:
             raise InputError(f"The images have shape {shape}; pass an array (n, height, width, channels).")
-        x = images
-        layer = 0
+        if min(shape[1:3]) < 2 ** (poolings := [*self.widths].count("M")):
+            small = f"{poolings} poolings shrink images of {shape[1]}x{shape[2]} pixels to nothing"
+            raise InputError(f"{small}; use larger images, or widths with fewer M.")
+        x, layer = images, 0
         for width in self.widths:
             if width == "M":
-                if min(x.shape[1:3]) < 2:
-                    size, poolings = images.shape[1:3], [*self.widths].count("M")
-                    raise InputError(
-                        f"{poolings} poolings shrink images of {size[0]}x{size[1]} pixels to nothing; use larger "
-                        "images or take an M out of widths."
-                    )
                 x = max_pool(x)
                 continue
             x = nn.Conv(
@@ -79,25 +71,16 @@ class VGG(nn.Module):
                 use_fast_variance=False,
                 name=f"bn{layer}",
             )(x)
-            x = nn.relu(x)
-            layer += 1
-        x = x.mean((1, 2))
-        x = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), name="classifier")(x)
+            x, layer = nn.relu(x), layer + 1
+        initial = nn.initializers.normal(0.01)
+        x = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=initial, name="classifier")(x.mean((1, 2)))
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def resized(self, variables: Mapping[str, Any]) -> "VGG":
         """The VGG whose parameters have the shapes of `variables`, for example after a cut."""
-        layers = itertools.count()
-
-        def kept() -> int:
-            return variables["params"][f"conv{next(layers)}"]["kernel"].shape[-1]
-
-        try:
-            return self.clone(widths=tuple("M" if width == "M" else kept() for width in self.widths))
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"The variables are not of this VGG ({error}); pass all that its init returned."
-            ) from error
+        params = variables["params"]
+        channels = (params[f"conv{layer}"]["kernel"].shape[-1] for layer in itertools.count())
+        return self.clone(widths=tuple("M" if width == "M" else next(channels) for width in self.widths))
 
     def architecture(self) -> str:
         """The widths as tables show them, for example [64, 'M', 128]."""
@@ -109,10 +92,10 @@ def _is_count(value: Any) -> bool:
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Maximum of 2x2 windows, stride 2, an odd last row or column left out; (n, h, w, c) -> (n, h // 2, w // 2, c).
+    """Maximum of 2x2 windows with stride 2: (n, h, w, c) -> (n, h // 2, w // 2, c).
 
-    Four strided slices give the values of `nn.max_pool`; on CPUs their gradient is over 20 times faster than that of a
-    window reduction.
+    It drops an odd last row or column, as `nn.max_pool` does. Its gradient is over 20 times faster on CPUs, because it
+    takes four strided slices in place of a window reduction. Tied pixels share the gradient.
     """
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     rows = jnp.maximum(x[:, 0:height:2, :width], x[:, 1:height:2, :width])

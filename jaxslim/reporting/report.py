@@ -1,4 +1,4 @@
-"""What an experiment found: tables on the terminal and in Markdown, CSV and JSON for programs, pictures for people."""
+"""What an experiment found: tables on the terminal and in Markdown, CSV and JSON for programs, plots for people."""
 
 import csv
 import dataclasses
@@ -6,132 +6,102 @@ import io
 import json
 import math
 import os
+import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from jaxslim.errors import InputError
 from jaxslim.files import write_whole
-from jaxslim.reporting import plots, tables
-from jaxslim.reporting.results import Report, Stage, SweepRow, Table
+from jaxslim.reporting.results import SMALL_SCALE, PipelineRow, Report, SweepRow, Table, finite
+from jaxslim.reporting.tables import tables_of
+from jaxslim.reporting.terminal import show
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-__all__ = ["Report", "Stage", "SweepRow", "Table", "show", "table", "write"]
+__all__ = ["PipelineRow", "Report", "SweepRow", "Table", "markdown", "show", "write"]
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+_PICTURE_TITLES = {
+    "compared.png": "Accuracy before fine-tuning against ratio",
+    "scales.png": "Distribution of the scales",
+    "curves.png": "Training",
+}
 
 
-def table(report: Report) -> str:
-    """The report as Markdown: pipeline, accuracy and size against ratio, architecture against ratio, then notes.
+def markdown(report: Report, pictures: Collection[str] = ()) -> str:
+    """The report as Markdown: pipeline, sweep, architectures, further tables, plots, notes.
 
     Args:
-      report: what was measured; a table that would have no rows is left out.
+      report: what was measured. Empty tables are left out.
+      pictures: names of the picture files to show.
 
     Returns:
       Markdown that ends in a newline. Accuracies are percentages, MACs are for one image.
     """
-    return tables.markdown(report, ())
-
-
-def show(report: Report, console: "Console | None" = None) -> None:
-    """Print the tables and notes of `table` on the terminal, 80 columns wide when piped.
-
-    Args:
-      report: what was measured.
-      console: where to print; standard output by default.
-    """
-    import rich.console
-    import rich.table
-    from rich.measure import Measurement
-    from rich.text import Text
-
-    console = console or rich.console.Console()
-    endless = console.options.update(max_width=10_000)
-    console.print(Text(report.title, style="bold"))  # Text, because a plain string may hold rich's markup
-    for one in tables.tables(report):
-        for least in (24, 12, 8, 0):  # the widest columns of text that the terminal holds
-            grid = tables.grid(one, least)
-            if Measurement.get(console, endless, grid).maximum <= console.width:
-                break
-        console.print()
-        console.print(Text(one.title, style="italic"))
-        console.print(grid)
+    parts, tables = [f"# {_escape(report.title)}"], tables_of(report)
+    for table in tables:
+        rule = ["---", *(["---:" if table.right else "---"] * (len(table.header) - 1))]
+        lines = [[_escape(cell) for cell in row] for row in (table.header, *table.rows)]
+        lines.insert(1, rule)
+        parts += [f"## {_escape(table.title)}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+        if table.picture in pictures:
+            parts.append(f"![{table.title}]({table.picture})")
+    for picture, title in _PICTURE_TITLES.items():
+        if picture in pictures and picture not in (table.picture for table in tables):
+            parts += [f"## {title}", f"![{title}]({picture})"]
     if report.notes:
-        notes = rich.table.Table.grid(padding=(0, 2))
-        for name, note in report.notes.items():
-            notes.add_row(Text(name, style="dim"), Text(note, overflow="fold"))
-        console.print()
-        console.print(notes)
+        parts += ["## Notes", "\n".join(f"- {_escape(name)}: {_escape(note)}" for name, note in report.notes.items())]
+    return "\n\n".join(parts) + "\n"
 
 
 def write(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write report.md, pipeline.csv, sweep.csv, report.json, and accuracy, compared, channels and scales.png.
+    """Write report.md, pipeline.csv, sweep.csv, report.json, and the plots of `plots.draw`.
 
-    Every file is made in memory before the first is written, and replaces an older one in one step.
+    All content is ready in memory before the first file is written, and each file replaces an older one in one step.
 
     Args:
-      report: what was measured; files that would hold nothing are not written.
-      folder: where to; created when missing.
+      report: what was measured. Files that would be empty are left out.
+      folder: where to write; created when missing.
 
     Returns:
       Paths of the files written.
-
-    Raises:
-      InputError: the folder cannot be created.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"Cannot create the folder {folder} ({error.strerror}); give one that can be written."
-        ) from error
+    from jaxslim.reporting.plots import draw  # matplotlib takes half a second
 
-    drawn = (
-        ("accuracy.png", plots.accuracy(report)),
-        ("compared.png", plots.compared(report)),
-        ("channels.png", plots.channels(report)),
-        ("scales.png", plots.scales(report)),
-    )
-    pictures = {name: png for name, png in drawn if png is not None}
-    files = {"report.md": tables.markdown(report, pictures).encode(errors="backslashreplace")}
-    if report.stages:
-        files["pipeline.csv"] = _csv([dataclasses.asdict(stage) for stage in report.stages])
+    pictures = draw(report)
+    files = {"report.md": markdown(report, pictures).encode(errors="backslashreplace")}
+    if report.pipeline:
+        files["pipeline.csv"] = _csv([dataclasses.asdict(row) for row in report.pipeline])
     if report.sweep:
         files["sweep.csv"] = _csv([_flat(row) for row in report.sweep])
-    record = json.dumps(_plain(_record(report)), indent=2, ensure_ascii=False, allow_nan=False)
-    files["report.json"] = record.encode(errors="backslashreplace")
-    files |= pictures
-    return [write_whole(folder / name, content) for name, content in files.items()]
+    summaries = {label: _summary(values) for label, values in report.scales.items()}
+    record = _plain(dataclasses.asdict(dataclasses.replace(report, scales={})) | {"scales": summaries})
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    files["report.json"] = text.encode(errors="backslashreplace")
+    return [write_whole(Path(folder, name), content) for name, content in (files | pictures).items()]
 
 
-def _record(report: Report) -> dict[str, Any]:
-    scales = {label: _summary(values) for label, values in report.scales.items()}
-    return dataclasses.asdict(dataclasses.replace(report, scales={})) | {"scales": scales}
+def _escape(text: str) -> str:
+    """`text` on one line without Markdown. Underscores inside words and lists of numbers mean nothing in Markdown."""
+    return re.sub(r"[\\`*<|~$]|&(?=#?\w+;)|\[(?!\d)|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", " ".join(text.split()))
 
 
-def _summary(values: np.ndarray) -> dict[str, Any]:
-    finite = plots.finite(values)
-    if not finite.size:
+def _summary(scales: np.ndarray) -> dict[str, Any]:
+    known = finite(scales)
+    if not known.size:
         return {"count": 0}
     return {
-        "count": finite.size,
-        "min": finite.min(),
-        "quantiles": {str(share): np.quantile(finite, share) for share in _QUANTILES},
-        "max": finite.max(),
-        "share_under_0.01": np.mean(finite < plots.SMALL_SCALE),
+        "count": known.size,
+        "min": known.min(),
+        "quantiles": {str(share): np.quantile(known, share) for share in _QUANTILES},
+        "max": known.max(),
+        "share_under_0.01": np.mean(known < SMALL_SCALE),
     }
 
 
 def _flat(row: SweepRow) -> dict[str, Any]:
-    record = dataclasses.asdict(row)
-    kept = record.pop("kept")
-    record["protected"] = " ".join(row.protected)
-    record["widths"] = " ".join(map(str, row.widths or ()))
-    return record | {"kept_channels": sum(kept.values())} | {f"kept {layer}": count for layer, count in kept.items()}
+    record = dataclasses.asdict(row) | {"protected": " ".join(row.protected), "kept_channels": sum(row.kept.values())}
+    return record | {f"kept {layer}": count for layer, count in record.pop("kept").items()}
 
 
 def _csv(records: list[dict[str, Any]]) -> bytes:

@@ -1,34 +1,34 @@
-"""What an experiment found, as values: the rows of its tables."""
+"""What an experiment found, as values: the rows of its tables and the points of its plots."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+SMALL_SCALE = 1e-2
+"""A |scale| under this counts as switched off."""
+
 
 class Table(NamedTuple):
-    """A table as text; `right` aligns all columns but the first to the right."""
+    """A table whose cells are text."""
 
     title: str
     header: list[str]
     rows: list[list[str]]
-    picture: str = ""
-    """File name of the picture that belongs under it."""
-    right: bool = True
+    picture: str = ""  # file name of the picture to show under the table, for example "compared.png"
+    right: bool = True  # whether all columns but the first align to the right, as numbers do
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One step of the pipeline: baseline, trained with sparsity, cut at a ratio, fine-tuned."""
+class PipelineRow:
+    """A network along the pipeline: baseline, trained with sparsity, cut at a ratio, fine-tuned."""
 
     name: str
-    accuracy: float
-    """Top-1 accuracy as a share in [0, 1]; NaN when unknown."""
+    accuracy: float  # top-1, as a share in [0, 1]; NaN when unknown
     params: int
-    macs: int
-    """Multiply-accumulates for one image."""
+    macs: int  # multiply-accumulates for one image
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -37,67 +37,73 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRow:
-    """What one ratio of cut channels gave."""
+    """The network cut at one ratio. Accuracies are top-1, as shares in [0, 1]; NaN when unknown."""
 
-    ratio: float
-    """Requested share of channels cut."""
-    accuracy: float
-    """Share in [0, 1], before fine-tuning; NaN when unknown."""
+    ratio: float  # requested share of channels cut
+    accuracy: float  # before fine-tuning
     params: int
-    macs: int
-    """Multiply-accumulates for one image."""
-    kept: dict[str, int]
-    """Channels kept in each layer, in network order."""
-    protected: tuple[str, ...] = ()
-    """Layers that `min_channels` kept from losing more."""
+    macs: int  # multiply-accumulates for one image
+    kept: dict[str, int]  # channels kept in each layer, in network order
+    protected: tuple[str, ...] = ()  # layers that `min_channels` kept from losing more
+    plain_accuracy: float | None = None  # before fine-tuning without absorption, where `accuracy` is with it
     finetuned_accuracy: float | None = None
-    verified_accuracy: float | None = None
-    """Accuracy of the network that was really cut, where `accuracy` only zeroed its channels."""
-    logits_difference: float | None = None
-    """Largest difference of the logits of the zeroed and the really cut network, relative to the largest logit."""
-    widths: tuple[int | str, ...] | None = None
-    """The cut network's widths where it is a VGG, for example (49, 64, "M", 128)."""
+    verified_accuracy: float | None = None  # of the cut network, where `accuracy` is with the cut channels at zero
+    logits_difference: float | None = None  # largest one of these two networks, as a share of the largest |logit|
+    architecture: str | None = None  # in the words of the model, for example "[49, 64, 'M', 128]"
 
     def __post_init__(self) -> None:
-        _check_shares(
-            ratio=self.ratio,
-            accuracy=self.accuracy,
-            finetuned_accuracy=self.finetuned_accuracy,
-            verified_accuracy=self.verified_accuracy,
-        )
+        _check_shares(ratio=self.ratio, accuracy=self.accuracy, plain_accuracy=self.plain_accuracy)
+        _check_shares(finetuned_accuracy=self.finetuned_accuracy, verified_accuracy=self.verified_accuracy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that the tables, files and pictures of one experiment show. What is empty is left out of them."""
+    """Everything that the tables, files and plots of one experiment show. They leave out what is empty."""
 
     title: str
-    stages: tuple[Stage, ...] = ()
-    """Steps of the pipeline in order; the first is the full network."""
+    pipeline: tuple[PipelineRow, ...] = ()  # in the order in which networks were made; the first is the full one
     sweep: tuple[SweepRow, ...] = ()
-    channels: dict[str, int] = field(default_factory=dict)
-    """Channels of each layer of the full network, in network order."""
-    tables: tuple[Table, ...] = ()
-    """Further tables, which stand after those made of `stages` and `sweep`."""
+    channels: dict[str, int] = field(default_factory=dict)  # of each layer of the full network, in network order
+    more_tables: tuple[Table, ...] = ()  # to show after those of `pipeline` and `sweep`
     compared: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
-    """(ratio, accuracy) before fine-tuning for each of several ways to train or cut, by their names."""
+    """(ratio, accuracy) pairs before fine-tuning, by the name of the way to train or cut."""
+    baseline_accuracy: float | None = None  # to compare with; by default that of `pipeline[0]`, or else of ratio 0
     scales: dict[str, np.ndarray] = field(default_factory=dict)
-    """All |scale| values of the BatchNorm layers, one flat array a label such as "baseline" or "sparse"."""
-    notes: dict[str, str] = field(default_factory=dict)
-    """Circumstances: hardware, versions, data set, command, which images chose the best model."""
+    """All |scale| values of a network's normalisation layers as a flat array, by a label such as "sparse"."""
+    thresholds: dict[str, dict[float, float]] = field(default_factory=dict)
+    """Largest |scale| that a cut removes, by label of `scales`, then by ratio."""
+    curves: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Rows of metrics.jsonl by the name of the run."""
+    notes: dict[str, str] = field(default_factory=dict)  # hardware, versions, data set, command
 
     def __post_init__(self) -> None:
+        _check_shares(baseline_accuracy=self.baseline_accuracy)
         for row in self.sweep:
-            if differing := row.kept.keys() ^ self.channels.keys():
-                raise ValueError(
-                    f"The row of ratio {row.ratio} and `channels` disagree about layers {sorted(differing)}."
-                )
+            if differing := sorted(row.kept.keys() ^ self.channels.keys()):
+                raise ValueError(f"The row of ratio {row.ratio} and `channels` disagree about layers {differing}.")
 
     @property
-    def full(self) -> tuple[int, int] | None:
-        """Parameters and MACs of the full network: those of ratio 0, else of the first stage, else unknown."""
-        whole: Iterable[SweepRow | Stage] = (*(row for row in self.sweep if row.ratio == 0), *self.stages[:1])
-        return next(((one.params, one.macs) for one in whole), None)
+    def full(self) -> PipelineRow | SweepRow | None:
+        """The full network's row, for its size: ratio 0 of the sweep, or else the pipeline's first; None if unknown."""
+        return next((row for row in self.sweep if row.ratio == 0), self.pipeline[0] if self.pipeline else None)
+
+    @property
+    def baseline(self) -> tuple[str, float] | None:
+        """Name and accuracy of the network to compare with; None if unknown."""
+        known = [("baseline", self.baseline_accuracy), *(("baseline", row.accuracy) for row in self.pipeline[:1])]
+        known += [("uncut", row.accuracy) for row in self.sweep if row.ratio == 0]
+        return next(((name, share) for name, share in known if share is not None and math.isfinite(share)), None)
+
+
+def finite(values: np.ndarray | Sequence[float]) -> np.ndarray:
+    """The values that are neither NaN nor infinite, as a flat float64 array."""
+    flat = np.asarray(values, dtype=np.float64).ravel()
+    return flat[np.isfinite(flat)]
+
+
+def ratio_text(ratio: float) -> str:
+    """`ratio` without the noise of binary fractions: 0.0, 0.7, 0.75."""
+    return str(round(float(ratio), 4))
 
 
 def _check_shares(**shares: float | None) -> None:

@@ -1,1 +1,1 @@
-"""Slimming: what makes channels unimportant, what scores them, and the one call that prunes."""
+"""Slimming: L1 penalties, scores of channels, pruning in one call, and what makes up for the cut."""

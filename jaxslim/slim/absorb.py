@@ -1,7 +1,8 @@
-"""Bias absorption: what a channel with a scale of zero still passes on, relu(bias), moves into the layers behind it.
+"""Bias absorption: cutting a channel of scale 0 loses the constant relu(bias); the layers behind it take this up.
 
-Cutting such a channel takes a constant away from everything that reads it. The constant can be given back wherever a
-bias is added or a running mean subtracted on the way, and the traced program tells where that is.
+With scale 0 and bias b, a BatchNorm channel outputs the constant relu(b) after its ReLU. It adds relu(b) * sum(kernel)
+to the next convolution. Subtract that from the next running mean, or add it to the next bias, and the cut loses
+nothing.
 """
 
 import functools
@@ -12,12 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
 from jaxslim.core.cut import check_size
 from jaxslim.core.graph import ChannelGraph, leaf_paths, program
 from jaxslim.core.plan import Plan
 from jaxslim.core.rules.control import inner_program
+from jaxslim.core.walk import interpret
 from jaxslim.errors import InputError
 from jaxslim.slim.criteria import bn_scale_mask
 
@@ -25,27 +26,26 @@ _RESHAPING = ("broadcast_in_dim", "convert_element_type", "copy", "reshape", "sq
 
 
 def absorb(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, plan: Plan, images: Any) -> Any:
-    """Change biases and running means so that cutting by `plan` loses no constants; cut what this returns.
+    """Change biases and running means so that a cut by `plan` loses no constants. Cut the variables that this returns.
 
-    A BatchNorm channel with scale 0 and bias b passes relu(b) on, and the convolution behind it gives by the sum of its
-    kernel's window times relu(b) more than it will without the channel. So much is taken off the running mean of the
-    BatchNorm behind, or added to a bias there. A channel whose scale is not quite 0 is treated as if it were.
+    Two networks are evaluated side by side: the whole one, and one without the channels that `plan` cuts. Where the
+    program adds a bias or subtracts a running mean, the two differ by some amount in each channel. The bias or mean
+    takes up the average of this difference over images and positions. It must be a vector that the program adds or
+    subtracts once, unchanged, outside loops and branches; a difference that meets no such vector stays.
 
-    The program is evaluated in two forms side by side, whole and without the channels that go, and each bias or mean
-    takes up the difference that reaches it, averaged over images and positions. Which parameters that are is read off
-    the program: vectors that it adds or subtracts once, as they are, outside loops and branches. Where only
-    convolutions, norms, ReLU and pooling lie between, the images do not matter, and the result is exact but for the
-    pixels at the border, which zero padding makes different from the others. What no such vector takes up stays lost.
+    The scales of cut channels count as 0, even where they are not quite 0. If only convolutions, norms, ReLU and
+    pooling lie between, the result does not depend on the images. It is then exact except at the border, where zero
+    padding makes the difference another one.
 
     Args:
       apply: `apply(variables, images)` -> logits, as traced.
       variables: `params` and `batch_stats` of a Linen module.
       graph: of the network.
       plan: which units survive.
-      images: (n, ...) normalised images; a few that stand for the others, where what is lost depends on them.
+      images: (n, ...) normalised images; a few typical ones, for networks where the difference depends on them.
 
     Returns:
-      Variables in the full shapes, of which only biases and running means differ; the old ones are untouched.
+      Variables in the full shapes, where only biases and running means differ; the old ones are untouched.
 
     Raises:
       InputError: the plan or the graph is for another network, or the variables have no `params`.
@@ -55,8 +55,6 @@ def absorb(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, plan:
 
 def absorber(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, images: Any) -> Callable[[Plan], Any]:
     """Build `absorb` for several plans of one network; it compiles once."""
-    if not isinstance(graph, ChannelGraph):
-        raise InputError(f"The graph is of type {type(graph).__name__}; pass what jaxslim.trace gave.")
     leaves, structure = jax.tree.flatten(variables)
     paths = [path for path, _ in leaf_paths(variables)]
     units = []
@@ -70,23 +68,18 @@ def absorber(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, ima
         raise InputError("The images are a ShapeDtypeStruct or empty; absorbing evaluates the network: pass an array.")
     closed = program(lambda leaves, x: apply(jax.tree.unflatten(structure, leaves), x), leaves, images)
 
+    @jax.jit
     def shifts(whole: list[Any], cut: list[Any], kept: list[Any]) -> dict[int, jax.Array]:
-        values = [
-            _Pair(*pair, leaf=number if np.ndim(pair[0]) == 1 else None, axis=0)
-            for number, pair in enumerate(zip(whole, cut, strict=True))
-        ]
-        values.append(_Pair(images, images))
-        look = _Run(kept, frozenset())
-        look.follow(closed, values)  # only to see who reads each vector; XLA leaves the rest out
-        shift = _Run(kept, frozenset(leaf for leaf, reads in look.reads.items() if reads == [True]))
-        shift.follow(closed, values)
-        return shift.shifts
+        """For each vector that takes up a difference, what to add to it."""
+        vectors = [number if np.ndim(leaf) == 1 else None for number, leaf in enumerate(whole)]
+        inputs = [*map(_Pair, whole, cut, vectors), _Pair(images, images)]
+        first = _SideBySide(kept, frozenset())
+        first.run(closed, inputs)  # to see which vectors can take up a difference; XLA drops its values
+        second = _SideBySide(kept, frozenset(vector for vector, uses in first.uses.items() if uses == [True]))
+        second.run(closed, inputs)
+        return second.shifts
 
-    compiled = jax.jit(shifts)
-
-    def run(plan: Plan) -> Any:
-        if not isinstance(plan, Plan):
-            raise InputError(f"The plan is of type {type(plan).__name__}; pass what jaxslim.plan gave.")
+    def absorbed(plan: Plan) -> Any:
         check_size(graph, plan)
         if plan.keep.all():
             return variables
@@ -101,86 +94,77 @@ def absorber(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, ima
             for leaf, axes in zip(leaves, keep, strict=True)
         ]
         new = list(leaves)
-        for number, shift in compiled(whole, cut, kept).items():
+        for number, shift in shifts(whole, cut, kept).items():
             new[number] = (leaves[number] + shift).astype(leaves[number].dtype)
         return jax.tree.unflatten(structure, new)
 
-    return run
+    return absorbed
 
 
 class _Pair(NamedTuple):
-    """A value of the whole network and of the cut one in the same shape; `leaf` if it is that vector along `axis`."""
+    """One value in the whole network and in the cut one, both in the full shape."""
 
     whole: Any
     cut: Any
-    leaf: int | None = None
+    vector: int | None = None
+    """Number of the parameter vector that this value is, laid along `axis`; None for all other values."""
     axis: int = 0
 
 
-class _Run:
-    """One evaluation of both networks, in which the vectors `into` take up what is missing where they are added."""
+class _SideBySide:
+    """One evaluation of the whole and the cut network, in which the vectors `absorbing` take up the differences."""
 
-    def __init__(self, kept: list[Any], into: frozenset[int]) -> None:
-        self.reads: dict[int, list[bool]] = defaultdict(list)
-        """For each vector and each use of it, whether that adds it to a larger array or takes it off one."""
-        self.shifts: dict[int, jax.Array] = {}
-        self._kept, self._into = kept, into
+    def __init__(self, kept: list[Any], absorbing: frozenset[int]) -> None:
+        self.kept, self.absorbing = kept, absorbing
+        # For each vector and each use of it: whether this adds it to a larger array, or subtracts it from one.
+        self.uses: dict[int, list[bool]] = defaultdict(list)
+        self.shifts: dict[int, jax.Array] = {}  # for each absorbing vector, what has to be added to it
 
-    def follow(self, jaxpr: Any, args: list[_Pair]) -> list[_Pair]:
-        consts = jaxpr.consts if isinstance(jaxpr, core.ClosedJaxpr) else []
-        jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
-        env = {var: _Pair(const, const) for var, const in zip(jaxpr.constvars, consts, strict=True)}
-        env |= zip(jaxpr.invars, args, strict=True)
-
-        def read(atom: Any) -> _Pair:
-            return _Pair(atom.val, atom.val) if isinstance(atom, core.Literal) else env[atom]
-
-        for eqn in jaxpr.eqns:
-            ins = [read(atom) for atom in eqn.invars]
-            inner = inner_program(eqn)
-            outs = self._equation(eqn, ins) if inner is None else self.follow(inner, ins)
-            env |= zip(eqn.outvars, outs, strict=True)
-        return [read(atom) for atom in jaxpr.outvars]
+    def run(self, jaxpr: Any, args: list[_Pair]) -> list[_Pair]:
+        return interpret(jaxpr, args, lambda array: _Pair(array, array), self._equation)
 
     def _equation(self, eqn: Any, ins: list[_Pair]) -> list[_Pair]:
+        if (inner := inner_program(eqn)) is not None:
+            return self.run(inner, ins)
         name, shape = eqn.primitive.name, getattr(eqn.outvars[0].aval, "shape", ())
-        if name in _RESHAPING and ins[0].leaf is not None:
-            axis = _moved(eqn, ins[0], shape)
-            if axis is not None:
-                return [one._replace(leaf=ins[0].leaf, axis=axis) for one in _evaluate(eqn, ins)]
-        added = name in ("add", "sub") and len(shape) > 1
-        for place, vector in enumerate(ins):
-            if vector.leaf is None:
+        if name in _RESHAPING and ins[0].vector is not None and (axis := _axis_after(eqn, ins[0], shape)) is not None:
+            return [out._replace(vector=ins[0].vector, axis=axis) for out in _evaluate(eqn, ins)]
+        adds = name in ("add", "sub") and len(shape) > 1
+        for position, operand in enumerate(ins):
+            if operand.vector is None:
                 continue
-            other = ins[1 - place] if added and (name, place) != ("sub", 0) else vector
-            kept = self._kept[vector.leaf]
-            fits = len(kept) == 1 or shape[vector.axis : vector.axis + 1] == kept.shape
-            takes = other.leaf is None and np.shape(other.whole) == shape and fits
-            self.reads[vector.leaf].append(takes)
-            if takes and vector.leaf in self._into:
-                along = None if len(kept) == 1 else vector.axis  # one channel lies along any axis of that length
-                missing = (other.whole - other.cut).mean([axis for axis in range(len(shape)) if axis != along])
-                self.shifts[vector.leaf] = jnp.where(kept, missing if name == "add" else -missing, 0)
-                alike = jnp.reshape(kept, [-1 if axis == vector.axis else 1 for axis in range(len(shape))])
-                ins[1 - place] = other._replace(cut=jnp.where(alike, other.whole, other.cut))
+            other = ins[1 - position] if adds and (name, position) != ("sub", 0) else operand
+            kept = self.kept[operand.vector]
+            fits = len(kept) == 1 or shape[operand.axis : operand.axis + 1] == kept.shape
+            absorbs = other.vector is None and np.shape(other.whole) == shape and fits
+            self.uses[operand.vector].append(absorbs)
+            if absorbs and operand.vector in self.absorbing:
+                # A vector of one channel may lie along any axis of length 1, so its mean is over all axes.
+                averaged = [axis for axis in range(len(shape)) if len(kept) == 1 or axis != operand.axis]
+                lost = (other.whole - other.cut).mean(averaged)
+                self.shifts[operand.vector] = jnp.where(kept, lost if name == "add" else -lost, 0)
+                survives = jnp.reshape(kept, [-1 if axis == operand.axis else 1 for axis in range(len(shape))])
+                ins[1 - position] = other._replace(cut=jnp.where(survives, other.whole, other.cut))
         return _evaluate(eqn, ins)
 
 
-def _moved(eqn: Any, vector: _Pair, shape: tuple[int, ...]) -> int | None:
-    """The axis that a vector lies along after a reshape or broadcast to `shape`; None if it is spread over several."""
-    length = np.shape(vector.whole)[vector.axis]
+def _axis_after(eqn: Any, operand: _Pair, shape: tuple[int, ...]) -> int | None:
+    """The axis that a vector lies along after a reshape or broadcast to `shape`; None if it covers several."""
+    length = np.shape(operand.whole)[operand.axis]
     if eqn.primitive.name == "broadcast_in_dim":
-        return eqn.params["broadcast_dimensions"][vector.axis]
+        return eqn.params["broadcast_dimensions"][operand.axis]
     if eqn.primitive.name in ("reshape", "squeeze"):
-        return shape.index(length) if length in shape and np.size(vector.whole) == length else None
-    return vector.axis
+        return shape.index(length) if length in shape and np.size(operand.whole) == length else None
+    return operand.axis
 
 
 def _evaluate(eqn: Any, ins: list[_Pair]) -> list[_Pair]:
+    """Evaluate an equation for both networks, only once if its inputs are the same in both."""
+
     def bind(values: list[Any]) -> list[Any]:
         outs = eqn.primitive.bind(*values, **eqn.params)
         return outs if eqn.primitive.multiple_results else [outs]
 
-    whole = bind([one.whole for one in ins])
-    same = all(one.whole is one.cut for one in ins)
-    return list(map(_Pair, whole, whole if same else bind([one.cut for one in ins])))
+    whole = bind([pair.whole for pair in ins])
+    same = all(pair.whole is pair.cut for pair in ins)
+    return list(map(_Pair, whole, whole if same else bind([pair.cut for pair in ins])))

@@ -1,33 +1,31 @@
-"""Which parameters score channels, and how: today the scales of BatchNorm."""
+"""Criteria: what scores the channels of a network. Today that is the scale of BatchNorm."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxslim.core.graph import leaf_paths
 from jaxslim.errors import InputError
 
 
 def bn_scale_mask(variables: Mapping[str, Any]) -> Any:
     """Bools with the structure of `variables["params"]`, true for the scales of BatchNorm layers.
 
-    A BatchNorm layer is one that has running statistics: `batch_stats` holds a mean at the path where `params` holds a
-    scale. Scales of other norms are left alone.
+    A BatchNorm layer has running statistics: `batch_stats` holds a mean at the path where `params` holds the scale. So
+    the scales of other norms are False.
 
     Raises:
-      InputError: the variables are no mapping with `params`.
+      InputError: `variables` is no mapping with `params`.
     """
     if not isinstance(variables, Mapping) or "params" not in variables:
         raise InputError("The variables have no params; pass all that module.init returns, batch_stats included.")
-    layers = set(_paths(variables.get("batch_stats", {}), "mean"))
+    means = {path[:-1] for path, _ in leaf_paths(variables.get("batch_stats", {})) if path[-1:] == ("mean",)}
     params = variables["params"]
-
-    def is_scale(path: Any, _: Any) -> bool:
-        return path[-1:] == (jax.tree_util.DictKey("scale"),) and tuple(path[:-1]) in layers
-
-    return jax.tree_util.tree_map_with_path(is_scale, params)
+    found = [path[-1:] == ("scale",) and path[:-1] in means for path, _ in leaf_paths(params)]
+    return jax.tree.unflatten(jax.tree.structure(params), found)
 
 
 def bn_scales(variables: Mapping[str, Any]) -> Any:
@@ -37,27 +35,23 @@ def bn_scales(variables: Mapping[str, Any]) -> Any:
       variables: `params` and `batch_stats` of a Linen module.
 
     Returns:
-      The `params` collection with only the scales in it, each an array (channels,) of scores.
+      The collection `params` with nothing but these scores, one array (channels,) for each layer.
 
     Raises:
-      InputError: there is no BatchNorm layer with a scale.
+      InputError: no BatchNorm layer has a scale.
     """
-    mask = bn_scale_mask(variables)
-    scores = jax.tree.map(lambda use, p: jnp.abs(p) if use else None, mask, variables["params"])
+    scores = _absolute_scales(variables)
     if not jax.tree.leaves(scores):
-        raise InputError(
-            "The variables hold no BatchNorm scale (a scale in params beside a mean in batch_stats); "
-            "pass both collections, or give plan() scores of your own."
-        )
+        problem = "The variables hold no BatchNorm scale (a scale in params beside a mean in batch_stats)"
+        raise InputError(f"{problem}; pass both collections, or give plan() scores of your own.")
     return {"params": scores}
 
 
-def scale_values(variables: Any) -> np.ndarray:
-    """All |scale| of a network's BatchNorm layers, one after another."""
-    return np.concatenate([np.ravel(leaf) for leaf in jax.device_get(jax.tree.leaves(bn_scales(variables)))])
+def scale_values(variables: Mapping[str, Any]) -> np.ndarray:
+    """The |scale| of all BatchNorm layers as one array (channels of all layers,); empty if there are none."""
+    scales = jax.device_get(jax.tree.leaves(_absolute_scales(variables)))
+    return np.concatenate([np.zeros(0, np.float32), *map(np.ravel, scales)])
 
 
-def _paths(tree: Any, name: str) -> list[tuple[Any, ...]]:
-    keys: Callable[[Any], tuple[Any, ...]] = tuple
-    found = [keys(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-    return [path[:-1] for path in found if path[-1:] == (jax.tree_util.DictKey(name),)]
+def _absolute_scales(variables: Mapping[str, Any]) -> Any:
+    return jax.tree.map(lambda use, p: jnp.abs(p) if use else None, bn_scale_mask(variables), variables["params"])

@@ -1,4 +1,4 @@
-"""The one call: trace, score, plan and cut a network, and compare what is left with the full network."""
+"""Pruning in one call: trace, score, plan and cut a network, and compare it with the full one."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ from jaxslim.slim.criteria import bn_scales
 
 @dataclasses.dataclass(frozen=True)
 class Pruned:
-    """A narrower network, and what made it. It unpacks as `module, variables, plan`."""
+    """A narrower network and where it came from. It unpacks as `module, variables, plan`."""
 
     module: Any
-    """The module with the smaller widths."""
+    """The module of the smaller widths."""
     variables: Any
     """Its variables."""
     plan: Plan
@@ -28,7 +28,7 @@ class Pruned:
     graph: ChannelGraph
     """Graph of the full network."""
     full: Any
-    """The full network's variables that were cut: after absorption, if there was one."""
+    """Variables of the full network just before the cut, so after absorption."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.module, self.variables, self.plan))
@@ -40,20 +40,20 @@ def prune(
     """Trace, score by |BatchNorm scale|, plan and cut a network, and build the module of the new widths.
 
     Args:
-      module: Linen module with a method `resized(variables)` that returns it with the widths of `variables`, as `VGG`
-        has.
-      variables: its `params` and `batch_stats`.
+      module: Linen module with a method `resized(variables)` that returns the module with the widths of `variables`;
+        `VGG` has one.
+      variables: `params` and `batch_stats` of the module.
       ratio: share of the channels to cut, in [0, 1).
       images: array or `ShapeDtypeStruct` of an input, (n, height, width, channels).
-      absorb: first move the constants that the channels pass on, relu(bias), into the layers behind them; see
-        `jaxslim.absorb`. This needs `images` as an array.
-      **options: of `plan`. `jaxslim.recalibrate` is a step of its own, since it needs training images.
+      absorb: first move relu(bias), the constant that a channel outputs, into the layers behind; see `jaxslim.absorb`.
+        This needs `images` as an array.
+      **options: further arguments of `plan`. Call `jaxslim.recalibrate` separately, as it needs training images.
 
     Returns:
       `Pruned(module, variables, plan, graph, full)`.
 
     Raises:
-      InputError: as `plan` and `cut`, or the module cannot be resized.
+      InputError: as for `plan` and `cut`, or the module cannot be resized.
     """
     graph = trace(module.apply, variables, images)
     chosen = plan(graph, bn_scales(variables), ratio, **options)
@@ -63,33 +63,34 @@ def prune(
 
 
 def apply_plan(module: Any, variables: Any, graph: ChannelGraph, plan: Plan, images: Any) -> Pruned:
-    """Cut the variables of a Linen module, build the module of the new widths, and see that they fit each other.
+    """Cut the variables of a Linen module, build the module of the new widths, and check that the two fit.
 
     Raises:
       InputError: the module has no `resized`, or cannot be applied after the cut.
     """
     if not hasattr(module, "resized"):
-        raise InputError(
-            f"{type(module).__name__} does not say how to build a narrower self: give it a method resized(variables) "
-            "that returns self.clone(...) with the widths of variables, or use trace, plan and cut."
-        )
+        advice = "that returns self.clone(...) with the widths of variables, or use trace, plan and cut."
+        problem = f"{type(module).__name__} does not say how to build a narrower self"
+        raise InputError(f"{problem}: give it a method resized(variables) {advice}")
     smaller = cut(graph, variables, plan)
     try:
         narrower = module.resized(smaller)
         jax.eval_shape(narrower.apply, smaller, images)
     except Exception as error:  # whatever the module and JAX find wrong
         raise InputError(
-            f"{type(module).__name__} cannot be applied after the cut ({first_line(error)}): it takes a width from "
-            "other than its parameters' shapes, or its resized is no self.clone. Name the layers concerned in leave."
+            f"{type(module).__name__} cannot be applied after the cut ({first_line(error)}). It takes a width from "
+            "something else than its parameters, or resized does not return self.clone(...). Mend that, or name the "
+            "layers to spare in leave."
         ) from error
     return Pruned(narrower, smaller, plan, graph, variables)
 
 
 def difference(module: Any, pruned: Pruned, images: Any) -> float:
-    """Largest difference of the cut network's logits from those of the full `module` with the cut units at zero.
+    """How far the logits of the cut network are from those of the full `module` with the cut units at zero.
 
-    The difference is relative to the full network's largest logit: float noise for exact units, anything for inexact
-    ones.
+    Returns:
+      The largest difference, as a share of the full network's largest logit. It is float noise where all cut units are
+      exact.
     """
     full = jax.jit(module.apply)(zero(pruned.graph, pruned.full, pruned.plan), images)
     small = jax.jit(pruned.module.apply)(pruned.variables, images)
@@ -97,6 +98,5 @@ def difference(module: Any, pruned: Pruned, images: Any) -> float:
 
 
 def tolerance(module: Any) -> float:
-    """Largest `difference` that float noise explains in the precision that `module` computes in."""
-    dtype = getattr(module, "dtype", None)
-    return max(1e-4, 6.4 * float(jnp.finfo(jnp.float32 if dtype is None else dtype).eps))
+    """The largest `difference` that float noise can make in the precision of `module`."""
+    return max(1e-4, 6.4 * float(jnp.finfo(getattr(module, "dtype", None) or jnp.float32).eps))

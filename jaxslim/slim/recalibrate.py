@@ -1,31 +1,32 @@
-"""Running statistics of BatchNorm, estimated again: those of a cut network are still the full network's."""
+"""Recalibration: estimates BatchNorm's running statistics again, since a cut network holds those of the full one."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from jaxslim.errors import InputError, first_line
 from jaxslim.ops import compiler_options
 
 
 def recalibrate(module: Any, variables: Any, batches: Iterable[Any], **arguments: Any) -> Any:
-    """Replace the running statistics by the means of the batch statistics over `batches`; nothing is trained.
+    """Replace BatchNorm's running statistics by the mean batch statistics over `batches`; nothing is trained.
 
-    What momentum the layers have does not matter: their update is linear in the old statistics, so two updates from
-    different ones give the batch's statistics and the momentum. A layer that training does not update keeps its own,
-    and so does whatever in `batch_stats` is not called mean or var.
+    This changes only layers of `nn.BatchNorm` and its subclasses, also within `nn.scan`, `nn.vmap`, `nn.remat` and
+    `nn.jit`. A layer that runs several times in one application gets the mean over its runs. Layers that training does
+    not update keep their values, and everything else in `batch_stats` does too.
 
     Args:
       module: Linen module with BatchNorm layers.
       variables: `params` and `batch_stats`.
       batches: normalised images (n, ...), augmented or not as in training; all of one size, 20 of 100 are plenty.
-      **arguments: of `module.apply` in training; `train=True` if none are given.
+      **arguments: what `module.apply` takes in training; `train=True` and a key for dropout if none are given.
 
     Returns:
-      Variables with other `batch_stats`; the old ones are untouched.
+      The variables with new `batch_stats`; the old ones are untouched.
 
     Raises:
       InputError: there are no batches or no `batch_stats`, or the module does not take the arguments.
@@ -35,73 +36,79 @@ def recalibrate(module: Any, variables: Any, batches: Iterable[Any], **arguments
 
 def recalibrator(module: Any, **arguments: Any) -> Callable[[Any, Iterable[Any]], Any]:
     """Build `recalibrate(variables, batches)` for several variables of one module; it compiles once."""
+    arguments = arguments or {"train": True, "rngs": {"dropout": jax.random.key(0)}}
 
-    how = arguments or {"train": True}
+    def updated(variables: Any, stats: Any, images: Any, number: int | None = None) -> Any:
+        """`stats` plus what each run of a BatchNorm layer adds: its batch statistics, or `number`."""
+        # nn.jit reuses traces made with the same mutable collections. A collection of its own keeps these traces apart.
+        mutable = ["batch_stats", f"recalibrate {number}"]
+        try:
+            with nn.intercept_methods(_adding(number)):
+                changed = module.apply({**variables, "batch_stats": stats}, images, mutable=mutable, **arguments)[1]
+        except Exception as error:  # whatever the module, Flax and JAX find wrong
+            problem = f"{type(module).__name__} cannot be applied as in training ({first_line(error)})"
+            advice = "pass the argument that it takes for that, for example use_running_average=False."
+            raise InputError(f"{problem}; {advice}") from error
+        return changed["batch_stats"]
 
-    def updated(variables: Any, images: Any, start: Any) -> Any:
-        changed = {**variables, "batch_stats": start}
-        return module.apply(changed, images, mutable=["batch_stats"], **how)[1]["batch_stats"]
+    @functools.partial(jax.jit, compiler_options=compiler_options())
+    def of_batch(variables: Any, images: Any) -> tuple[Any, Any]:
+        """For each statistic its sum over the runs of its layer, and the number of these runs."""
+        old = variables["batch_stats"]
+        zeros = jax.tree.map(jnp.zeros_like, old)
+        ones, twos = (updated(variables, zeros, images, number) for number in (1, 2))
+        # The number changes nothing but BatchNorm's statistics. So all others differ by 0 here, and count no runs.
+        runs = jax.tree.map(lambda one, two: two.astype(jnp.float32) - one.astype(jnp.float32), ones, twos)
+        start = jax.tree.map(lambda count, zero, own: jnp.where(count > 0, zero, own), runs, zeros, old)
+        return updated(variables, start, images), runs
 
-    @jax.jit
-    def still(variables: Any, images: Any) -> Any:
-        """Which statistics training does not update."""
-        start = jax.tree.map_with_path(
-            lambda path, leaf: jnp.ones_like(leaf) if _is_running(path) else leaf, variables["batch_stats"]
-        )
-        after = updated(variables, images, start)
-        return jax.tree.map_with_path(lambda path, leaf: jnp.all(leaf == 1) | (not _is_running(path)), after)
-
-    @functools.partial(jax.jit, static_argnums=0, compiler_options=compiler_options())
-    def of_batch(fixed: tuple[bool, ...], variables: Any, images: Any) -> Any:
-        old, structure = jax.tree.flatten(variables["batch_stats"])
-
-        def update(start: list[Any]) -> list[Any]:
-            chosen = [leaf if keep else other for keep, leaf, other in zip(fixed, old, start, strict=True)]
-            return jax.tree.leaves(updated(variables, images, jax.tree.unflatten(structure, chosen)))
-
-        from_zeros = update([jnp.zeros_like(leaf) for leaf in old])
-        # As large as the statistics, or the momentum would drown in their rounding.
-        start = [jnp.full_like(leaf, jnp.maximum(1, jnp.abs(leaf).max())) for leaf in from_zeros]
-        found = []
-        for keep, leaf, zero, one, size in zip(fixed, old, from_zeros, update(start), start, strict=True):
-            momentum = jnp.median((one - zero) / size)
-            found.append(leaf if keep else zero / (1 - momentum))
-        return jax.tree.unflatten(structure, found)
+    def mean(count: jax.Array, total: jax.Array, old: Any) -> Any:
+        """`old` where nothing ran."""
+        if not (count > 0).any():
+            return old
+        return jnp.where(count > 0, total / jnp.maximum(count, 1), old).astype(jnp.result_type(old))
 
     def run(variables: Any, batches: Iterable[Any]) -> Any:
-        if not isinstance(variables, Mapping) or not variables.get("batch_stats"):
+        if not variables.get("batch_stats"):
             raise InputError("The variables hold no batch_stats, and only networks with BatchNorm can be recalibrated.")
-        if hasattr(batches, "shape") or not isinstance(batches, Iterable):
-            raise InputError("The batches are one array or none; pass a list of arrays (n, height, width, channels).")
-        total, count = None, 0
-        fixed: tuple[bool, ...] = ()
+        if hasattr(batches, "shape"):
+            raise InputError("The batches are one array; pass a list of arrays (n, height, width, channels).")
+        found = None
         for images in batches:
             if not getattr(images, "size", 0):
                 raise InputError("A batch is no array of images, or an empty one; pass images without labels.")
-            try:
-                fixed = fixed or tuple(map(bool, jax.tree.leaves(still(variables, images))))
-            except Exception as error:  # whatever the module, Flax and JAX find wrong
-                raise InputError(
-                    f"{type(module).__name__} cannot be applied as in training ({first_line(error)}); pass the "
-                    "argument that it takes for that, for example use_running_average=False."
-                ) from error
-            if all(fixed):
-                raise InputError(
-                    "Applied like this, the module updates no statistics; pass the argument that it takes for training."
-                )
-            found = of_batch(fixed, variables, images)
-            total = found if total is None else jax.tree.map(jnp.add, total, found)
-            count += 1
-        if not count:
+            of_this = of_batch(variables, images)
+            found = jax.tree.map(jnp.add, found, of_this) if found else of_this
+        if found is None:
             raise InputError("There are no batches to estimate the running statistics on; give at least one.")
-        old, structure = jax.tree.flatten(variables["batch_stats"])
-        sums = zip(fixed, old, jax.tree.leaves(total), strict=True)
-        means = [leaf if keep else found / count for keep, leaf, found in sums]
-        return {**variables, "batch_stats": jax.tree.unflatten(structure, means)}
+        totals, runs = found
+        if not any((count > 0).any() for count in jax.tree.leaves(runs)):
+            advice = "pass the argument that it takes for training. Norms of other classes cannot be recalibrated."
+            raise InputError(f"Applied like this, the module updates the statistics of no nn.BatchNorm; {advice}")
+        return {**variables, "batch_stats": jax.tree.map(mean, runs, totals, variables["batch_stats"])}
 
     return run
 
 
-def _is_running(path: Any) -> bool:
-    """Whether a leaf of `batch_stats` is a running statistic of BatchNorm; other layers keep other things there."""
-    return jax.tree_util.keystr(path[-1:], simple=True) in ("mean", "var")
+def _adding(number: int | None) -> Callable[..., Any]:
+    """A Flax interceptor: each run of a BatchNorm layer adds its batch statistics, or `number`, to the running ones."""
+    innermost = None  # of the runs that lie within each other: a subclass calls its parent, nn.remat calls a copy
+
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        nonlocal innermost
+        layer: Any = context.module
+        if not isinstance(layer, nn.BatchNorm) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        this = innermost = object()
+        before, momentum = dict(layer.variables["batch_stats"]), layer.momentum
+        object.__setattr__(layer, "momentum", 0.0)  # so that the layer stores the batch statistics themselves
+        out = call(*args, **kwargs)
+        object.__setattr__(layer, "momentum", momentum)
+        if innermost is this:
+            for name, value in layer.variables["batch_stats"].items():
+                if value is not before[name]:  # the layer stores nothing when it uses its running statistics
+                    added = value if number is None else jnp.full_like(value, number)
+                    layer.put_variable("batch_stats", name, before[name] + added)
+        return out
+
+    return intercept

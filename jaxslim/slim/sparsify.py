@@ -1,28 +1,30 @@
-"""The pull that makes BatchNorm scales small: optax transforms and the mask that aims them."""
+"""L1 penalties that make scales small, as optax transforms for the parameters that a mask names."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from jaxslim.core.graph import leaf_paths
 from jaxslim.errors import InputError
 
 
 def l1_subgradient(strength: float, mask: Any) -> optax.GradientTransformation:
     """Add `strength * sign(p)`, the subgradient of `strength * |p|`, to the updates of the masked parameters.
 
-    Put it first in a chain, before weight decay and momentum, to train as network slimming does (Liu et al., ICCV 2017,
-    equation 1): the loss gains `strength * sum |scale|`.
+    Put it first in a chain, before weight decay and momentum. The loss then gains `strength * sum |scale|`, as in
+    network slimming (Liu et al., ICCV 2017, equation 1).
 
     Args:
       strength: lambda of the paper; 1e-4 for VGG on CIFAR.
-      mask: pytree of bools with the structure of the parameters (or a prefix of it), or a function from parameters to
-        one; see `bn_scale_mask`.
+      mask: bools with the structure of the parameters (or a prefix of it), or a function that makes them from the
+        parameters; see `bn_scale_mask`.
 
     Raises:
-      InputError: `strength` is negative or not a number.
+      InputError: `strength` is negative or not a number; later, `init` and `update` refuse a mask that does not fit the
+        parameters or is true for none.
 
     Example:
       >>> tx = optax.chain(l1_subgradient(0.5, {"w": False, "scale": True}), optax.sgd(1.0))
@@ -44,20 +46,20 @@ def l1_subgradient(strength: float, mask: Any) -> optax.GradientTransformation:
 def l1_proximal(strength: float, learning_rate: optax.ScalarOrSchedule, mask: Any) -> optax.GradientTransformation:
     """Soft-threshold the masked parameters after each step, by `strength` times the learning rate (proximal L1).
 
-    Put it last in a chain: with update u, the parameter p becomes sign(p + u) max(|p + u| - rate * strength, 0). Scales
-    that the loss does not hold up become exactly zero and cutting those loses nothing but relu(bias), where the
-    subgradient leaves them jittering around zero (ISTA: Beck & Teboulle 2009, equation 1.4).
+    Put it last in a chain: with update u, the parameter p becomes sign(p + u) max(|p + u| - rate * strength, 0). A
+    scale that the loss does not need becomes exactly zero, and cutting it loses nothing but relu(bias); under
+    `l1_subgradient` it jitters around zero (ISTA: Beck & Teboulle 2009, equation 1.4).
 
-    Momentum does not gather this pull as it gathers the subgradient's: under momentum m, strength / (1 - m) pulls as
-    hard as `l1_subgradient(strength, ...)`.
+    Momentum m multiplies the pull of `l1_subgradient` by 1 / (1 - m), but not this one. So `l1_proximal` needs
+    strength / (1 - m) to pull as hard as `l1_subgradient` with strength.
 
     Args:
       strength: lambda.
-      learning_rate: number, or schedule of the number of steps taken.
-      mask: as of `l1_subgradient`.
+      learning_rate: a number, or a schedule: a function of the number of steps taken.
+      mask: as for `l1_subgradient`.
 
     Raises:
-      InputError: `strength` is negative or not a number.
+      InputError: as for `l1_subgradient`, or the learning rate is negative or not a number.
 
     Example:
       >>> tx = optax.chain(optax.sgd(0.5), l1_proximal(1.0, 0.5, {"w": False, "scale": True}))
@@ -67,7 +69,7 @@ def l1_proximal(strength: float, learning_rate: optax.ScalarOrSchedule, mask: An
       [0.0, -1.5]
     """
     _check_strength(strength)
-    if not callable(learning_rate) and not (_is_finite(learning_rate) and learning_rate >= 0):
+    if not callable(learning_rate) and not 0 <= learning_rate < math.inf:
         raise InputError(f"The learning rate is {learning_rate!r}; it must be a number of at least 0, or a schedule.")
     rate = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
 
@@ -82,30 +84,29 @@ def l1_proximal(strength: float, learning_rate: optax.ScalarOrSchedule, mask: An
 
         return jax.tree.map(shrink, updates, params), optax.ScaleByScheduleState(count=state.count + 1)
 
-    def init(params: Any) -> optax.ScaleByScheduleState:
-        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
-
+    init = optax.scale_by_schedule(rate).init  # counts the steps
     return _masked(optax.GradientTransformation(init, update), mask)
 
 
 def _check_strength(strength: float) -> None:
-    if not (_is_finite(strength) and strength >= 0):
+    if not 0 <= strength < math.inf:
         raise InputError(f"The L1 strength is {strength!r}; it must be a number of at least 0, for example 1e-4.")
 
 
-def _is_finite(value: Any) -> bool:
-    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf" and bool(np.isfinite(value))
-
-
 def _masked(transform: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
-    def aimed(params: Any) -> Any:
+    def checked(params: Any) -> Any:
         tree = mask(params) if callable(mask) else mask
         try:
-            return jax.tree.map(lambda use, part: use, tree, params)
+            whole = jax.tree.map(lambda use, part: use, tree, params)
         except ValueError as error:
-            raise InputError(
-                "The mask has another structure than the parameters; pass bn_scale_mask(variables) and use it with "
-                'variables["params"].'
-            ) from error
+            advice = 'pass bn_scale_mask(variables) and use it with variables["params"].'
+            raise InputError(f"The mask has another structure than the parameters; {advice}") from error
+        if not any(jax.tree.leaves(whole)):
+            scales = ["/".join(path) for path, _ in leaf_paths(params) if path[-1:] == ("scale",)]
+            shown = ", ".join(scales[:4]) + (f" and {len(scales) - 4} more" if len(scales) > 4 else "")
+            found = f"The parameters hold {f'the scales {shown}' if scales else 'no scales'}"
+            problem = "The mask is true for no parameter, so L1 would pull on nothing."
+            raise InputError(f"{problem} {found}; pass a mask of your own, or train without L1.")
+        return whole
 
-    return optax.masked(transform, aimed)
+    return optax.masked(transform, checked)

@@ -1,7 +1,7 @@
-"""The checkpoints of a run over time.
+"""The checkpoints of a run: finding them, choosing among them, and telling whole ones from damaged ones.
 
-A run's folder holds `checkpoints/STEP`. The names RUN/latest and RUN/best stand for two of these: the one of the most
-steps, and the one of the best epoch. A checkpoint that a signal left in the middle of an epoch has no metrics.
+A run's folder holds `checkpoints/STEP`. RUN/latest stands for the one of the most steps, and RUN/best for the one of
+the best epoch. A checkpoint that a signal left in the middle of an epoch has no metrics, and is never the best.
 """
 
 import logging
@@ -13,56 +13,191 @@ from pathlib import Path
 from typing import Any
 
 from jaxslim.errors import InputError
-from jaxslim.files import UNFINISHED, set_aside
+from jaxslim.files import UNFINISHED, check_path, set_aside
+from jaxslim.storage import metadata
+from jaxslim.storage.integrity import DamageError, damage
 
 log = logging.getLogger(__name__)
 
 
+def find(path: str | Path) -> Path:
+    """The folder of the checkpoint that `path` means: itself, RUN/latest, RUN/best, or the latest of a run.
+
+    Raises:
+      InputError: there is none.
+    """
+    check_path(path)
+    path = Path(path).absolute()
+    if ((path / "meta").is_dir() and (path / "variables").is_dir()) or (is_of_run(path) and path.exists()):
+        return path
+    for run, name in ((path, "latest"), (path.parent, path.name)):
+        if name in ("latest", "best") and (steps := steps_saved(run)):
+            best = best_step(accuracies_saved(run)) if name == "best" else None
+            return step_folder(run, steps[-1] if best is None else best)
+    if not path.exists():
+        raise InputError(f"There is no checkpoint {path}; check the path.")
+    raise InputError(
+        f"{path} is not a checkpoint of jaxslim (no meta and variables in it) and not a run that has saved one; "
+        "give a folder that jaxslim train or jaxslim prune made."
+    )
+
+
+def is_of_run(path: Path) -> bool:
+    """Whether a path has the form RUN/checkpoints/STEP."""
+    return path.parent.name == "checkpoints" and path.name.isdecimal() and path.name == str(int(path.name))
+
+
 def steps_saved(run: Path) -> list[int]:
-    """Steps that the run in folder `run` has checkpoints of, whole or damaged since, in order."""
+    """Steps of a run's checkpoints, whole or damaged, in order."""
     folder = run / "checkpoints"
     return sorted(int(path.name) for path in folder.iterdir() if is_of_run(path)) if folder.is_dir() else []
 
 
-def is_of_run(path: Path) -> bool:
-    """Whether a path is of the form RUN/checkpoints/STEP."""
-    return path.parent.name == "checkpoints" and path.name.isdecimal() and path.name == str(int(path.name))
-
-
 def step_folder(run: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint of a step."""
     return run / "checkpoints" / str(step)
 
 
-def selection(path: Path, meta: Mapping[str, Any]) -> float:
-    """The accuracy that `best` is chosen by: on images held out of the training set, if any, else on the test set."""
+# Choosing
+
+
+def accuracies_saved(run: Path) -> dict[int, float | None]:
+    """The accuracy of each of a run's checkpoints, as `accuracy` gives it.
+
+    Raises:
+      InputError: the meta of one is damaged.
+    """
+    found = {}
+    for step in steps_saved(run):
+        folder = step_folder(run, step)
+        try:
+            found[step] = accuracy(read_meta(folder))
+        except (InputError, FileNotFoundError):
+            if folder.exists():  # else a run in progress has just deleted it
+                raise
+    return found
+
+
+def accuracy(meta: Mapping[str, Any]) -> float | None:
+    """The accuracy by which the best checkpoint is chosen; None in the middle of an epoch.
+
+    It is that of held-out training images if there are any, else that of the test set.
+    """
     metrics = meta.get("metrics")
     value = metrics.get("holdout_accuracy", metrics.get("accuracy")) if isinstance(metrics, dict) else None
-    if not isinstance(value, int | float):
-        raise InputError(
-            f"{path} names no accuracy to choose the best by; name a checkpoint by its folder, or move this one away."
-        )
-    return value
+    return value if isinstance(value, int | float) else None
+
+
+def best_step(accuracies: Mapping[int, float | None]) -> int | None:
+    """The step of the highest accuracy, the latest of equals; None if there is no accuracy."""
+    return max(((value, step) for step, value in accuracies.items() if value is not None), default=(0, None))[1]
+
+
+def steps_kept(accuracies: Mapping[int, float | None]) -> set[int]:
+    """Steps whose checkpoints a run keeps: the latest, those of the last two finished epochs, and the best."""
+    epochs = sorted(step for step, value in accuracies.items() if value is not None)
+    best = best_step(accuracies)
+    return {max(accuracies), *epochs[-2:], *([] if best is None else [best])}
+
+
+def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint of a run, with its meta; None if nothing was saved.
+
+    Damaged ones are renamed, to a name that ends in `.damaged`, and logged.
+
+    Raises:
+      InputError: all are damaged; nothing is renamed.
+    """
+    faults: dict[Path, str] = {}
+    found = None
+    for step in reversed(steps_saved(run)):
+        path = step_folder(run, step)
+        try:
+            meta = _examine(path)
+            found = found or (path, meta)
+        except DamageError as error:
+            faults[path] = str(error)
+    for path, what in faults.items():
+        if found is None:
+            raise damaged(path, what)
+        log.warning("%s is damaged: %s; going on from %s.", path, what, found[0])
+        set_aside(path)
+    return found
+
+
+# Whole or damaged
+
+
+def read_meta(path: Path, *items: str) -> dict[str, Any]:
+    """Check the meta of a checkpoint and its `items` (variables, training) for damage, and return the meta.
+
+    Raises:
+      InputError: there is damage, or another program or a newer jaxslim wrote the checkpoint.
+      OSError: a file could not be read.
+    """
+    try:
+        return _examine(path, "meta", *items)
+    except DamageError as error:
+        raise damaged(path, str(error)) from None
+
+
+def fault(path: Path, *items: str) -> str | None:
+    """Describe what is wrong with a checkpoint, or some of its items; None if it is sound.
+
+    It is damaged if a file is, or if it is the checkpoint of another step than its folder says.
+    """
+    try:
+        _examine(path, *items)
+    except DamageError as error:
+        return str(error)
+    return None
+
+
+def damaged(path: Path, what: str) -> InputError:
+    """The error for a damaged checkpoint; it names another that is whole, if its run has one."""
+    advice = "take another checkpoint"
+    if path.parent.name == "checkpoints":
+        others = [other for step in steps_saved(path.parents[1]) if (other := path.parent / str(step)) != path]
+        whole = [other for other in others if not fault(other)]
+        if whole:
+            advice = f"take {whole[-1]}, which is whole; training goes on from there by itself"
+        else:
+            advice = "no other checkpoint of its run is whole: delete its folder to start over"
+    return InputError(f"{path} is damaged: {what}; {advice}.")
+
+
+def _examine(path: Path, *items: str) -> dict[str, Any]:
+    """Read the meta of a checkpoint after comparing its files, or those of some items, with their checksums.
+
+    Raises:
+      DamageError: a file is damaged, or the checkpoint is not in its place.
+    """
+    if is_of_run(path) and path.is_symlink():
+        raise DamageError("it is a symbolic link")
+    if what := damage(path, *items):
+        raise DamageError(what)
+    meta = metadata.read(path)
+    unit = "epoch" if meta["format"] == 1 else "step"
+    if is_of_run(path) and meta.get(unit, int(path.name)) != int(path.name):
+        raise DamageError(f"it is the checkpoint of {unit} {meta[unit]}")
+    return meta
+
+
+# Deleting
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint, which is gone at once for everyone who looks."""
-    if path.is_dir():
-        rest = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
-        os.rename(path, rest)
-        shutil.rmtree(rest, ignore_errors=True)
+    """Delete a checkpoint; all readers miss it at once."""
+    rest = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
+    os.rename(path, rest)
+    shutil.rmtree(rest, ignore_errors=True)
 
 
 def clean(run: Path) -> None:
-    """Delete what a process that was killed has left half written or half deleted."""
+    """Delete what a killed process left half written or half deleted."""
     for place in (run, run / "checkpoints"):
         for rest in place.glob(f"{UNFINISHED}*"):
             if rest.is_dir():
                 shutil.rmtree(rest, ignore_errors=True)
             else:
                 rest.unlink()
-
-
-def put_aside(path: Path, how: str, instead: Path) -> None:
-    """Rename a damaged checkpoint, and log what is wrong with it and what takes its place."""
-    log.warning("%s is damaged: %s; going on from %s.", path, how, instead)
-    set_aside(path)

@@ -1,11 +1,12 @@
-"""What a checkpoint says in JSON about its network and its data, and what is built from that again."""
+"""The JSON part of a checkpoint: what it says of a network and its arrays, and how both are built from it again."""
 
 import contextlib
 import dataclasses
 import datetime
+import json
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,35 +16,42 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxslim.errors import InputError
-from jaxslim.models import MODULES
-from jaxslim.storage.integrity import digest
+from jaxslim.models import module_class
+from jaxslim.storage.integrity import DamageError, digest
 
 FORMAT = 2
 """Format of checkpoints. Version 0.1 wrote format 1, which numbers the checkpoints of a run by epoch."""
-MAX_NUMBERS = 2**24
-"""Most that an image may hold."""
-_PACKAGES = ("jaxslim", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-class DescriptionError(Exception):
-    """A description that no network can be built from; the message ends the sentence "its meta describes"."""
+MAX_IMAGE_SIZE = 2**24
+"""Most numbers in an image."""
+PACKAGES = ("jaxslim", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The JSON part of a checkpoint: `meta`, and what it takes to build the module and read the arrays."""
-    shapes = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(variables, is_leaf=_is_nothing)[0]:
-        name = _name(path)
-        if not path and _is_nothing(leaf):
+    """Describe a network in JSON.
+
+    Args:
+      module: Linen module.
+      variables: nested dicts of arrays.
+      meta: further JSON values to keep.
+
+    Returns:
+      `meta`, and what `build` and `arrays` need.
+
+    Raises:
+      InputError: a field of the module cannot be written, or an array would not come back as it is.
+    """
+    shapes: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(variables, is_leaf=_is_empty)[0]:
+        if not path and _is_empty(leaf):
             break
-        if _is_nothing(leaf) or 0 in getattr(leaf, "shape", ()):
+        name = _name(path)
+        if _is_empty(leaf) or 0 in getattr(leaf, "shape", ()):
             raise InputError(f"The variables hold nothing at {name}; leave it out.")
         if not (path and hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise InputError("A checkpoint holds nested dicts of arrays; convert the variables to dicts first.")
         if not jnp.issubdtype(leaf.dtype, np.number) and leaf.dtype != bool:
             raise InputError(f"The variables hold an array of {leaf.dtype}; turn it into numbers.")
-        read = jax.dtypes.canonicalize_dtype(np.dtype(leaf.dtype).newbyteorder("="))
-        if read != leaf.dtype:
+        if (read := _dtype_in_jax(leaf.dtype)) != leaf.dtype:
             raise InputError(f"JAX would read {name}, of {leaf.dtype}, as {read}; convert it, jax.numpy.asarray does.")
         shapes[name] = [list(leaf.shape), str(leaf.dtype)]
     if not shapes:
@@ -56,39 +64,41 @@ def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None)
         "module": {"type": f"{type(module).__module__}.{type(module).__qualname__}", "fields": _fields(module)},
         "variables": shapes,
         "digest": digest(variables),
-        "versions": {name: metadata.version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
-def _is_nothing(node: Any) -> bool:
-    return node is None or (isinstance(node, dict | list | tuple) and not node)
+def read(path: Path) -> dict[str, Any]:
+    """Read the JSON part of the checkpoint in the folder `path`.
 
-
-def _name(path: Any) -> str:
-    """Keys of nested dicts, joined; those that a checkpoint could not give back are refused."""
-    if not all(isinstance(key, jax.tree_util.DictKey) for key in path):
-        raise InputError("A checkpoint holds nested dicts of arrays; convert the variables to dicts first.")
-    for key in (key.key for key in path):
-        if not isinstance(key, str) or not key.isprintable() or not key or "/" in key:
-            raise InputError(f"The variables hold the key {key!r:.60}; use printable strings without slashes.")
-    return "/".join(key.key for key in path)
+    Raises:
+      DamageError: it is not JSON.
+      InputError: another program wrote it, or a newer jaxslim.
+    """
+    try:
+        meta = json.loads((path / "meta" / "metadata").read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DamageError(f"its meta cannot be read ({error})") from None
+    if not isinstance(meta, dict) or not {"format", "module", "variables"} <= meta.keys():
+        raise InputError(f"{path} is not a checkpoint of jaxslim; give a folder that jaxslim made.")
+    if meta["format"] not in range(1, FORMAT + 1):
+        raise InputError(f"{path} was written by a newer jaxslim (format {meta['format']!r}); update jaxslim.")
+    return meta
 
 
 def build(meta: Mapping[str, Any], module_type: type | None = None) -> Any:
-    """The module that `meta` describes; `module_type` is its class, needed where jaxslim does not provide it.
+    """Build the module that `meta` describes; `module_type` is its class, needed where jaxslim has none of its name.
 
     Raises:
-      DescriptionError: it describes none.
+      DamageError: `meta` describes none.
       InputError: the class is missing, or does not take the fields.
     """
     try:
         name, fields = str(meta["module"]["type"]), dict(meta["module"]["fields"])
     except (KeyError, TypeError, ValueError):
-        raise DescriptionError("no module") from None
-    make: Callable[..., Any] | None = module_type or MODULES.get(name)
-    if not isinstance(make, type | None):
-        raise InputError(f"module_type is of type {type(make).__name__}; pass the class of the module.")
+        raise DamageError("its meta describes no module") from None
+    make = module_type or module_class(name)
     if make is None:
         raise InputError(
             f"The checkpoint holds a {name}, which is not jaxslim's; pass its class, load(path, module_type=...). The "
@@ -102,10 +112,11 @@ def build(meta: Mapping[str, Any], module_type: type | None = None) -> Any:
 
 
 def arrays(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Shape, dtype and a place on the first device for each array that `meta` describes, in nested dicts.
+    """The arrays that `meta` describes, as nested dicts of shape, dtype and a place on the first device.
 
     Raises:
-      DescriptionError: it describes none.
+      DamageError: `meta` describes none.
+      InputError: JAX would read an array as another dtype.
     """
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     found: dict[str, Any] = {}
@@ -119,8 +130,47 @@ def arrays(meta: Mapping[str, Any]) -> dict[str, Any]:
                 inner = inner.setdefault(parent, {})
             inner[last] = jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype), sharding=sharding)
     except (AttributeError, TypeError, ValueError) as error:
-        raise DescriptionError(f"no arrays ({error})") from None
+        raise DamageError(f"its meta describes no arrays ({error})") from None
+    for name, (_, dtype) in meta["variables"].items():
+        if (read := _dtype_in_jax(dtype)) != dtype:
+            raise InputError(
+                f"The checkpoint holds {name} of {dtype}, which JAX reads as {read}; set JAX_ENABLE_X64=1."
+            )
     return found
+
+
+def check_image_shape(path: Path, meta: Mapping[str, Any]) -> None:
+    """Refuse an `image_shape` that is none, or of images too large for memory.
+
+    Raises:
+      InputError: as above.
+    """
+    shape = meta.get("image_shape", [1, 1, 1])
+    whole = isinstance(shape, list) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)
+    if not whole or math.prod(shape) > MAX_IMAGE_SIZE:
+        raise InputError(
+            f"{path} is unusable: its image_shape is {shape!r:.60}, not three whole numbers of at least 1 with a "
+            f"product of at most {MAX_IMAGE_SIZE}; take another checkpoint."
+        )
+
+
+def _dtype_in_jax(dtype: Any) -> np.dtype:
+    """The dtype that JAX gives an array of `dtype`; without `jax_enable_x64`, it has 32 bits at most."""
+    return jax.dtypes.canonicalize_dtype(np.dtype(dtype).newbyteorder("="))
+
+
+def _is_empty(node: Any) -> bool:
+    return node is None or (isinstance(node, dict | list | tuple) and not node)
+
+
+def _name(path: Any) -> str:
+    """The keys of nested dicts, joined by slashes; keys that would not come back are refused."""
+    if not all(isinstance(key, jax.tree_util.DictKey) for key in path):
+        raise InputError("A checkpoint holds nested dicts of arrays; convert the variables to dicts first.")
+    for key in (key.key for key in path):
+        if not isinstance(key, str) or not key.isprintable() or not key or "/" in key:
+            raise InputError(f"The variables hold the key {key!r:.60}; use printable strings without slashes.")
+    return "/".join(key.key for key in path)
 
 
 def _fields(module: Any) -> dict[str, Any]:
@@ -152,14 +202,3 @@ def _decode(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_decode(item) for item in value)
     return np.dtype(value["dtype"]) if isinstance(value, dict) else value
-
-
-def check_image_shape(meta: dict[str, Any], path: str | Path) -> None:
-    """Refuse an `image_shape` that is none, or of images so large that a batch of them fits nowhere."""
-    shape = meta.get("image_shape", [1, 1, 1])
-    whole = isinstance(shape, list) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)
-    if not whole or math.prod(shape) > MAX_NUMBERS:
-        raise InputError(
-            f"{path} is unusable: its image_shape is {shape!r:.60}, not three whole numbers of at least 1 with a "
-            f"product of at most {MAX_NUMBERS}; take another checkpoint."
-        )

@@ -160,11 +160,11 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
-def from_json(fields: Mapping[str, Any]) -> TrainConfig:
+def from_json(fields: Mapping[str, Any], source: object) -> TrainConfig:
     """The configuration that a run or checkpoint of this or an earlier version keeps as JSON.
 
     Raises:
-      InputError: it is none.
+      InputError: it is none; the message names `source`.
     """
     fields = dict(fields)
     if widths := fields.pop("widths", None):  # version 0.1 knew VGG alone
@@ -173,8 +173,11 @@ def from_json(fields: Mapping[str, Any]) -> TrainConfig:
         fields["augment"] = [*(["crop"] if fields.get("pad") else []), *(["flip"] if flip else [])]
     try:
         return TrainConfig(**fields)
-    except TypeError as error:
-        raise InputError(f"The configuration is none of jaxslim's ({error}).") from None
+    except (TypeError, InputError) as error:
+        reason = str(error).rstrip(".")
+        raise InputError(
+            f"{source} holds a configuration that this jaxslim cannot read ({reason}); take another."
+        ) from None
 
 
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

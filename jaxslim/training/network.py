@@ -33,7 +33,7 @@ def load_trained(path: str | Path, **changes: Any) -> tuple[Loaded, TrainConfig,
     if not isinstance(fields := loaded.meta.get("config"), dict):
         raise InputError(f"{path} names no training configuration; give a checkpoint that jaxslim train wrote.")
     given = {name: value for name, value in changes.items() if value is not None}
-    config = dataclasses.replace(from_json(fields), **given)
+    config = dataclasses.replace(from_json(fields, path), **given)
     images = load(config)
     check_fit(loaded.module, loaded.variables, images, path)
     return loaded, config, images

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxslim.errors import InputError, first_line
@@ -54,8 +55,13 @@ def optimizer(config: TrainConfig, rate: optax.Schedule, scale_mask: Any) -> opt
     if "weight_decay" not in takes:
         before.append(optax.add_decayed_weights(config.weight_decay, decayed))
     try:
-        return optax.chain(*before, make(rate, **arguments), *after)
-    except (TypeError, ValueError) as error:
+        chain = optax.chain(*before, make(rate, **arguments), *after)
+        params = jax.tree.map(lambda _: jnp.zeros(2), scale_mask)
+        jax.eval_shape(lambda p: chain.update(p, chain.init(p), p), params)  # or the first step would fail
+        return chain
+    except InputError:
+        raise
+    except Exception as error:  # whatever optax and JAX find wrong
         raise InputError(
             f"optimizer {config.optimizer} does not take the optimizer_args {dict(config.optimizer_args)} "
             f"({first_line(error)}); it takes {', '.join(name for name in takes if name != 'learning_rate')}."

@@ -1,4 +1,4 @@
-"""How a run shows that it moves: bars on a terminal, a line an epoch elsewhere."""
+"""The progress of a run: a bar on a terminal, and a line for each epoch."""
 
 import sys
 from collections.abc import Mapping
@@ -6,7 +6,14 @@ from typing import Any
 
 
 class Progress:
-    """Bars over epochs and steps with the time that is left; without a terminal, only the line an epoch."""
+    """A bar over all steps with the time that is left, on a terminal, and a line for each epoch.
+
+    Args:
+      name: name of the run.
+      epochs: epochs of the whole run.
+      done: steps that were taken before.
+      steps: steps an epoch.
+    """
 
     def __init__(self, name: str, epochs: int, done: int, steps: int) -> None:
         self._epochs, self._bars = epochs, None
@@ -23,7 +30,7 @@ class Progress:
                 console=console.Console(stderr=True),
                 transient=True,
             )
-            self._task = self._bars.add_task(name, total=epochs * steps, completed=done * steps)
+            self._task = self._bars.add_task(name, total=epochs * steps, completed=done)
 
     def __enter__(self) -> "Progress":
         if self._bars:
@@ -35,17 +42,21 @@ class Progress:
             self._bars.stop()
 
     def advance(self, steps: int) -> None:
-        """So many more steps are done."""
+        """Show that `steps` more are done."""
         if self._bars:
             self._bars.advance(self._task, steps)
 
     def finish_epoch(self, row: Mapping[str, Any], images_per_second: float) -> None:
-        """Tell what an epoch came to; `row` is its line of metrics.jsonl."""
-        line = (
-            f"epoch {row['epoch']:>{len(str(self._epochs))}}/{self._epochs}  loss {row['loss']:.4f}  "
-            f"accuracy {row['accuracy']:7.2%}  rate {row['learning_rate']:.3g}  "
-            f"scales under 0.01 {row['small_scales']:6.1%}  {images_per_second:.0f} images/s"
+        """Print the line of an epoch; `row` is its row of metrics.jsonl."""
+        parts = (
+            f"epoch {row['epoch']:>{len(str(self._epochs))}}/{self._epochs}",
+            f"loss {row['loss']:.4f}",
+            f"accuracy {row['accuracy']:7.2%}",
+            f"rate {row['learning_rate']:.3g}",
+            *([f"scales under 0.01 {row['small_scales']:6.1%}"] if "small_scales" in row else []),
+            f"{images_per_second:.0f} images/s",
         )
+        line = "  ".join(parts)
         if self._bars:
             self._bars.console.print(line, highlight=False)
         else:

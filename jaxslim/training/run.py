@@ -21,7 +21,7 @@ from jaxslim.storage.metadata import describe
 from jaxslim.training.config import TrainConfig, from_json
 from jaxslim.training.distributed import is_first, largest, wait
 from jaxslim.training.progress import Progress
-from jaxslim.training.saver import Saver, check_room, newest
+from jaxslim.training.saver import Saver, check_room
 from jaxslim.training.signals import stop_requests
 
 log = logging.getLogger(__name__)
@@ -65,9 +65,9 @@ class Run(contextlib.ExitStack):
     def is_finished(self) -> bool:
         """Whether all epochs are done, and the last checkpoint is whole."""
         steps = history.steps_saved(self.folder)
-        if not steps or checkpoint.fault(last := history.step_folder(self.folder, steps[-1])):
+        if not steps or history.fault(last := history.step_folder(self.folder, steps[-1])):
             return False
-        if done := checkpoint.read_meta(last).get("epoch") == self._config.epochs:
+        if done := history.read_meta(last).get("epoch") == self._config.epochs:
             self._say(f"{self.folder} has all its {self._config.epochs} epochs.")
         return done
 
@@ -87,31 +87,26 @@ class Run(contextlib.ExitStack):
             "kind": "fine-tuned" if source else "sparse" if config.l1 else "dense",
             "config": dataclasses.asdict(config),
             "parent": source
-            and checkpoint.parent(str(config.init_from), source.meta) | {"plan": source.meta.get("plan")},
+            and {**checkpoint.parent(str(config.init_from), source.meta), "plan": source.meta.get("plan")},
             "class_names": list(images.class_names),
             "image_shape": list(images.train_images.shape[1:]),
         }
         check_room(self.folder, state.variables, state.optimizer)
-        point = newest(self.folder) if is_first() else None
+        saved = history.newest(self.folder) if is_first() else None
         wait("for the first process to choose the checkpoint")
-        point = point if is_first() else newest(self.folder)
-        if point:
-            state = self._restore(*point, state)
+        saved = saved if is_first() else history.newest(self.folder)
+        state = self._restore(*saved, state) if saved else state
         self._start = int(state.step)
-        metrics = self.folder / "metrics.jsonl"
+        self._events = self.enter_context(_tensorboard(self.folder)) if config.tensorboard and is_first() else None
         if is_first():
-            write_whole(self.folder / "config.json", json.dumps(_written(config), indent=2) + "\n")
-            keep_rows(metrics, self._epoch)
+            written = {"version": __version__, **dataclasses.asdict(config)}
+            write_whole(self.folder / "config.json", json.dumps(written, indent=2) + "\n")
+            keep_rows(self.folder / "metrics.jsonl", self._epoch)
         self._saver = self.enter_context(contextlib.closing(Saver(self.folder)))
-        self._board = self.enter_context(_tensorboard(self.folder)) if config.tensorboard and is_first() else None
-        self._say(f"{config.name}: {_summary(config, module, images)}")
-        if point:
-            where = (
-                f"in the middle of epoch {self._epoch + 1}"
-                if self._start % steps_per_epoch
-                else f"at epoch {self._epoch + 1}"
-            )
-            self._say(f"{config.name}: continuing {where}")
+        self._say(f"{config.name}: {_summary(module, images)}")
+        if saved:
+            where = "in the middle of" if self._start > self._epoch * steps_per_epoch else "at"
+            self._say(f"{config.name}: continuing {where} epoch {self._epoch + 1}")
         self._progress = self.enter_context(Progress(config.name, config.epochs, self._start, steps_per_epoch))
         self._stop = self.enter_context(stop_requests(largest))
         self._running: deque[Any] = deque()
@@ -157,9 +152,9 @@ class Run(contextlib.ExitStack):
             flush(file)  # the row has to outlast its checkpoint
         if self._epoch % self._config.save_every == 0 or self._epoch == self._config.epochs:
             self._save(state, {"metrics": row})
-        if self._board:
+        if self._events:
             for name, value in row.items():
-                self._board.add_scalar(name, value, self._epoch)
+                self._events.add_scalar(name, value, self._epoch)
         if is_first():
             seconds = time.perf_counter() - self._started
             self._progress.finish_epoch(row, taken * self._config.batch_size / seconds)
@@ -172,12 +167,9 @@ class Run(contextlib.ExitStack):
         self._saver.wait()
         wait("for the checkpoint before")
         first = row["step"] - self._steps_per_epoch + min(finite + 1, self._steps_per_epoch)
-        saved = history.steps_saved(self.folder)
-        standing = (
-            f"The checkpoint of step {saved[-1]} stays the latest; give the new run another --name or --workdir."
-            if saved
-            else "No checkpoint was saved."
-        )
+        standing = "No checkpoint was saved."
+        if saved := history.steps_saved(self.folder):
+            standing = f"The checkpoint of step {saved[-1]} stays; give the new run another --name or --workdir."
         raise DivergedError(
             f"The training diverged in epoch {row['epoch']}, step {first}, at learning rate {row['learning_rate']:g}; "
             f"lower --learning-rate. {standing}"
@@ -185,14 +177,14 @@ class Run(contextlib.ExitStack):
 
     def result(self) -> Trained:
         """What the finished run leaves."""
-        best, latest = (
-            checkpoint.read_meta(checkpoint.find(self.folder / name))["metrics"] for name in ("best", "latest")
-        )
-        config = self._config
+        config, folders = self._config, [history.find(self.folder / name) for name in ("best", "latest")]
+        best, latest = (history.read_meta(folder).get("metrics") for folder in folders)
+        if not (isinstance(best, dict) and isinstance(latest, dict)):
+            raise history.damaged(folders[1], "its meta tells no metrics")
         self._say(
             f"{config.name}: accuracy {latest['accuracy']:.2%} after epoch {config.epochs}; best "
             f"{best['accuracy']:.2%} after epoch {best['epoch']}, chosen on {config.chosen_on}. "
-            f"Checkpoint: {checkpoint.find(self.folder)}"
+            f"Checkpoint: {folders[1]}"
         )
         return Trained(self.folder, latest, best)
 
@@ -204,9 +196,9 @@ class Run(contextlib.ExitStack):
     def _restore(self, path: Path, meta: dict[str, Any], state: Any) -> Any:
         step, epoch = meta.get("step"), meta.get("epoch")
         if not (isinstance(step, int) and isinstance(epoch, int)):
-            raise checkpoint.damaged(path, "its meta tells no step of a training run")
+            raise history.damaged(path, "its meta tells no step of a training run")
         if not 0 <= step - epoch * self._steps_per_epoch <= self._steps_per_epoch:
-            raise checkpoint.damaged(path, f"its meta tells step {step} after epoch {epoch}")
+            raise history.damaged(path, f"its meta tells step {step} after epoch {epoch}")
         optimizer, sums = checkpoint.restore_training(path, (state.optimizer, state.sums))
         variables = checkpoint.load(path, type(self._module)).variables
         self._epoch = epoch
@@ -241,13 +233,13 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
         raise InputError(f"{file} is not readable ({error}); choose another --workdir.") from None
     if not history.steps_saved(folder) and not (folder / "interrupted").exists():
         return  # a run that saved nothing has nothing to lose
-    if (version := there.pop("version", "0.1.0")).startswith("0.1."):
+    if (version := str(there.pop("version", "0.1.0"))).startswith("0.1."):
         raise InputError(
             f"{folder} holds a run of jaxslim {version}, which this version cannot continue, though its checkpoints "
             "load; choose another --workdir, or start from it with --init-from."
         )
     mine = json.loads(json.dumps(dataclasses.asdict(config)))
-    there = json.loads(json.dumps(dataclasses.asdict(from_json(there))))
+    there = json.loads(json.dumps(dataclasses.asdict(from_json(there, file))))
     differ = [name for name in mine if name not in MAY_DIFFER and there.get(name) != mine[name]]
     if differ:
         what = ", ".join(f"{name} {there.get(name)} there, {mine[name]} here" for name in differ[:3])
@@ -269,15 +261,7 @@ def keep_rows(file: Path, epochs: int) -> None:
     write_whole(file, b"".join(rows[epoch] + b"\n" for epoch in sorted(rows) if 1 <= epoch <= epochs))
 
 
-def _parent(path: str, meta: dict[str, Any]) -> dict[str, Any]:
-    return checkpoint.parent(path, meta) | {"plan": meta.get("plan")}
-
-
-def _written(config: TrainConfig) -> dict[str, Any]:
-    return {"version": __version__, **dataclasses.asdict(config)}
-
-
-def _summary(config: TrainConfig, module: Any, images: Any) -> str:
+def _summary(module: Any, images: Any) -> str:
     """One line of what a run trains on."""
     kind = jax.devices()[0].device_kind
     size = "x".join(map(str, images.train_images.shape[1:]))

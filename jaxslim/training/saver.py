@@ -1,4 +1,4 @@
-"""Writing the checkpoints of a run in the background, and going on from the newest whole one."""
+"""Writing the checkpoints of a run in the background."""
 
 import logging
 import shutil
@@ -11,37 +11,11 @@ import jax
 
 from jaxslim.errors import InputError
 from jaxslim.files import nearest
-from jaxslim.storage import history
-from jaxslim.storage.checkpoint import best, damaged, fault, read_meta, size, write
+from jaxslim.storage.checkpoint import size, write
+from jaxslim.storage.history import accuracies_saved, accuracy, clean, remove, step_folder, steps_kept
 from jaxslim.training.distributed import is_first
 
 log = logging.getLogger(__name__)
-
-
-def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint of a run and its meta; None if nothing was saved.
-
-    Damaged ones are moved aside, to a name that ends in `.damaged`, with a line in the log.
-
-    Raises:
-      InputError: all are damaged, or an epoch's names no accuracy to choose the best by; nothing is moved.
-    """
-    faults: dict[Path, str] = {}
-    found = None
-    for step in reversed(history.steps_saved(run)):
-        path = history.step_folder(run, step)
-        if what := fault(path):
-            faults[path] = what
-            continue
-        meta = read_meta(path)
-        if "metrics" in meta:
-            history.selection(path, meta)  # as every save will ask
-        found = found or (path, meta)
-    for path, what in faults.items():
-        if found is None:
-            raise damaged(path, what)
-        history.put_aside(path, what, found[0])
-    return found
 
 
 def check_room(run: Path, variables: Any, training: Any) -> None:
@@ -61,10 +35,13 @@ def check_room(run: Path, variables: Any, training: Any) -> None:
 
 
 class Saver:
-    """Saves the checkpoints of a run in the background, in the first process, and keeps the latest two and the best.
+    """Saves the checkpoints of a run in the background, in the first process, and deletes those that are not kept.
 
-    A checkpoint that cannot be written, on a full disk for example, is reported in the log; the run goes on, and
-    `close` raises if that checkpoint was the last.
+    A checkpoint that cannot be written, on a full disk for example, is logged; the run goes on, and `close` raises if
+    that checkpoint was the last. `jaxslim.storage.history.steps_kept` says which are kept.
+
+    Raises:
+      InputError: a checkpoint of the run is damaged.
     """
 
     def __init__(self, run: Path) -> None:
@@ -73,17 +50,25 @@ class Saver:
         self._pending: Future[None] | None = None
         self._failure: OSError | None = None
         if is_first():
-            history.clean(run)
+            clean(run)
+            self._accuracies = accuracies_saved(run)
 
     def save(self, step: int, variables: Any, training: Any, meta: Mapping[str, Any]) -> None:
-        """Wait for the checkpoint before, and start writing that of `step`; `meta` is of `describe`."""
+        """Wait for the checkpoint before, and start writing that of `step`.
+
+        Args:
+          step: steps taken since the start of the run.
+          variables: nested dicts of arrays.
+          training: what `restore_training` is to give back.
+          meta: what `describe` gave.
+        """
         self.wait()
         if is_first():
             on_host = jax.device_get((variables, training))  # the next step takes the buffers over
-            self._pending = self._thread.submit(self._write, history.step_folder(self._run, step), on_host, meta)
+            self._pending = self._thread.submit(self._write, step, on_host, meta)
 
     def wait(self) -> bool:
-        """Wait until everything is written, and tell whether the last of it could be."""
+        """Wait until everything is written; whether the last checkpoint could be."""
         pending, self._pending, self._failure = self._pending, None, None
         try:
             if pending:
@@ -104,16 +89,10 @@ class Saver:
         if self._failure:
             raise self._failure
 
-    def _write(self, path: Path, state: tuple[Any, Any], meta: Mapping[str, Any]) -> None:
-        variables, training = state
-        write(path, variables, meta, training)
-        epochs: list[Path] = []
-        others: list[Path] = []
-        for step in history.steps_saved(self._run):
-            older = history.step_folder(self._run, step)
-            if older != path and (what := fault(older)):
-                history.put_aside(older, what, path)
-            else:
-                (epochs if "metrics" in read_meta(older) else others).append(older)
-        for older in {*epochs, *others} - {path, *epochs[-2:], best(self._run)}:
-            history.remove(older)
+    def _write(self, step: int, arrays: tuple[Any, Any], meta: Mapping[str, Any]) -> None:
+        variables, training = arrays
+        write(step_folder(self._run, step), variables, meta, training)
+        self._accuracies[step] = accuracy(meta)
+        for older in self._accuracies.keys() - steps_kept(self._accuracies):
+            remove(step_folder(self._run, older))
+            del self._accuracies[older]

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: preemption (SIGTERM) and Ctrl-C (SIGINT)."""
+"""Signals that ask a run to stop: SIGTERM (preemption) and SIGINT (Ctrl-C)."""
 
 import contextlib
 import signal
@@ -11,36 +11,36 @@ from jaxslim.errors import StoppedError
 
 @contextlib.contextmanager
 def stop_requests(agree: Callable[[int], int] = int) -> Iterator[Callable[[], None]]:
-    """Within it, the first signal only raises a flag, and the function that it gives raises StoppedError then.
+    """Inside the context the first SIGTERM or SIGINT only sets a flag; the yielded `check()` then raises StoppedError.
 
-    So a run stops where its state is whole. A second signal acts at once, as without this. A signal that is ignored,
-    as SIGINT is in the background of a shell's script, stays so; outside the main thread, where Python takes no
-    signals, nothing changes.
+    So a run stops where its state is whole. A second signal acts at once, as it would without the context. An ignored
+    signal stays ignored, for example SIGINT in the background of a shell script. Outside the main thread, where Python
+    takes no signals, nothing changes.
 
     Args:
-      agree: makes the number of the signal, 0 for none, what all processes of a run go by, so that they stop together.
+      agree: reduces each process's signal number (0 if none) to one that all processes act on.
     """
-    asked: list[int] = []
-    before: dict[int, Any] = {}
+    requests: list[int] = []
+    handlers: dict[int, Any] = {}
 
     def restore() -> None:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
-    def note(number: int, _: Any) -> None:
-        asked.append(number)
+    def request(number: int, _: Any) -> None:
+        requests.append(number)
         restore()
 
     def check() -> None:
-        if number := agree(asked[0] if asked else 0):
+        if number := agree(requests[0] if requests else 0):
             raise StoppedError(number)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             handler = signal.getsignal(number)
-            if handler not in (None, signal.SIG_IGN):  # None: not Python's to restore; a background job ignores Ctrl-C
-                before[number] = handler
-                signal.signal(number, note)
+            if handler not in (None, signal.SIG_IGN):  # None: set outside Python, which could not restore it
+                handlers[number] = handler
+                signal.signal(number, request)
     try:
         yield check
     finally:

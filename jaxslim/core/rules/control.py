@@ -1,12 +1,13 @@
 """Programs inside the program: calls, loops, branches."""
 
-import math
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from jaxslim.core.walk import CALLS, FIXED, Rule, Value, Walk, opaque, settle, unknown
+from jaxslim.core.value import Axis, Value, agreed, fixed_axis
+from jaxslim.core.walk import CALLS, Rule, Walk, opaque
 
 
 def inner_program(eqn: Any) -> Any:
@@ -18,62 +19,57 @@ def inner_program(eqn: Any) -> Any:
 
 def _call(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
     inner = inner_program(eqn)
-    return opaque(walk, eqn, *ins) if inner is None else walk.follow(inner, list(ins))
+    return opaque(walk, eqn, *ins) if inner is None else walk.follow(inner, ins)
 
 
-def _join(walk: Walk, one: Value, other: Value) -> Value:
-    """The value that is either of two: tied, and known for dropped channels where both agree."""
-    ids = tuple(walk.unite(a, b) for a, b in zip(one.ids, other.ids, strict=True))
-    dead = tuple(np.where(a == b, a, math.nan) for a, b in zip(one.dead, other.dead, strict=True))
-    return Value(ids, dead, one.const if one.const == other.const else math.nan)
+def _either(walk: Walk, one: Value, other: Value) -> Value:
+    """The value that is one of two: their ids are tied, and a number is known where both agree."""
+    axes = tuple(
+        Axis(walk.unite(a.ids, b.ids), agreed(a.zeroed, b.zeroed)) for a, b in zip(one.axes, other.axes, strict=True)
+    )
+    return Value(axes, float(agreed(one.const, other.const)))
 
 
 def _loop(walk: Walk, body: Callable[[list[Value]], list[Value]], start: list[Value]) -> list[Value]:
-    """Follow a loop's carry to a fixed point; the ids are tied once, the held values settle in a few rounds."""
-    carry = [_join(walk, Value(tuple(map(walk.fresh, value.shape)), value.dead, value.const), value) for value in start]
+    """The outputs of a loop's last round: ids are tied once; what is known of the carry shrinks for some rounds."""
+    carry = []
+    for value in start:
+        own = value._replace(axes=tuple(Axis(walk.new_ids(len(axis)), axis.zeroed) for axis in value.axes), leaf=None)
+        carry.append(_either(walk, own, value))
     while True:
-        after = [_join(walk, old, new) for old, new in zip(carry, body(carry), strict=True)]
-        if all(map(_same_held, carry, after)):
-            return after
+        outs = body(carry)
+        after = list(map(functools.partial(_either, walk), carry, outs))
+        if all(map(_equally_known, carry, after)):
+            return [*after, *outs[len(carry) :]]
         carry = after
 
 
-def _same_held(one: Value, other: Value) -> bool:
-    held, after = (np.concatenate([*value.dead, [value.const]]) for value in (one, other))
-    return np.array_equal(held, after, equal_nan=True)
+def _equally_known(one: Value, other: Value) -> bool:
+    before, after = (np.concatenate([*(axis.zeroed for axis in v.axes), [v.const]]) for v in (one, other))
+    return np.array_equal(before, after, equal_nan=True)
 
 
 def _scan(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
     consts, start, scanned = _scan_inputs(eqn.params, ins)
     slices = []
     for value in scanned:
-        walk.fix(settle(value.ids[0]))
-        dead = value.dead[1:]
-        if value.leaf is not None and len(value.ids) == 2:
-            dead = (np.zeros(len(value.ids[1])),)
-        slices.append(Value(value.ids[1:], dead, value.const, value.leaf))
-    stacked: list[Value] = []
-
-    def body(carry: list[Value]) -> list[Value]:
-        nonlocal stacked
-        outs = walk.follow(eqn.params["jaxpr"], [*consts, *carry, *slices])
-        stacked = outs[len(start) :]
-        return outs[: len(start)]
-
-    carry = _loop(walk, body, start)
-    n = eqn.params["length"]
-    rows = [Value((np.full(n, FIXED), *v.ids), (unknown(n), *v.dead), v.const) for v in stacked]
-    return [*carry, *rows]
+        layers, *axes = value.axes
+        walk.fix(layers.ids)
+        if value.leaf is not None and len(axes) == 1:  # a vector in each round
+            axes = [Axis(axes[0].ids, np.zeros(len(axes[0])))]
+        slices.append(value._replace(axes=tuple(axes)))
+    outs = _loop(walk, lambda carry: walk.follow(eqn.params["jaxpr"], [*consts, *carry, *slices]), start)
+    rows = [Value((fixed_axis(eqn.params["length"]), *value.axes), value.const) for value in outs[len(start) :]]
+    return [*outs[: len(start)], *rows]
 
 
-def _scan_inputs(params: Any, ins: tuple[Value, ...]) -> tuple[list[Value], list[Value], list[Value]]:
+def _scan_inputs(params: Any, ins: tuple[Value, ...]) -> list[list[Value]]:
     """Constants, carry and what is scanned; JAX 0.12 describes them by a tree, JAX 0.10 by two numbers."""
     if "ft_in" in params:
-        consts, carry, scanned = params["ft_in"].update(ins).unpack()
-        return list(consts), list(carry), list(scanned)
+        return [list(part) for part in params["ft_in"].update(ins).unpack()]
     carry_at = params["num_consts"]
     scanned_at = carry_at + params["num_carry"]
-    return list(ins[:carry_at]), list(ins[carry_at:scanned_at]), list(ins[scanned_at:])
+    return [list(ins[:carry_at]), list(ins[carry_at:scanned_at]), list(ins[scanned_at:])]
 
 
 def _while(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
@@ -85,9 +81,9 @@ def _while(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
 
 
 def _cond(walk: Walk, eqn: Any, _: Value, *ins: Value) -> list[Value]:
-    outs, *others = [walk.follow(branch, list(ins)) for branch in eqn.params["branches"]]
+    outs, *others = [walk.follow(branch, ins) for branch in eqn.params["branches"]]
     for other in others:
-        outs = [_join(walk, a, b) for a, b in zip(outs, other, strict=True)]
+        outs = list(map(functools.partial(_either, walk), outs, other))
     return outs
 
 

@@ -1,5 +1,6 @@
-"""Elementwise primitives: equal-length axes are tied, length-1 axes and scalars bind nothing."""
+"""Elementwise primitives: they tie axes of equal length; axes of length 1 and scalars bind nothing."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,113 +8,52 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from jaxslim.core.walk import FIXED, FREE, Rule, Value, Walk, settle
+from jaxslim.core.value import FIXED, FREE, Axis, Value, agreed, free_axis
+from jaxslim.core.walk import Rule, Walk
 
 
 def _product(a: Any, b: Any) -> Any:
-    """Zero times what is not known is zero; zero times infinity is not."""
+    """Zero times an unknown number is zero; zero times infinity is not."""
     zero = ((a == 0) & ~np.isinf(b)) | ((b == 0) & ~np.isinf(a))
     return np.where(zero, 0.0, np.multiply(a, b))
 
 
 def _quotient(a: Any, b: Any) -> Any:
-    """Nothing is known of what is divided by zero, and its product with zero is not zero."""
+    """Dividing by zero gives infinity, whose product with zero is not zero; zero by zero is unknown."""
     return np.where(b == 0, np.where(a == 0, math.nan, math.inf), np.where(a == 0, 0.0, np.divide(a, b)))
 
 
-def _select(_: Any, *cases: Any) -> Any:
-    first, *others = cases
-    return np.where(np.all([first == other for other in others], axis=0), first, math.nan) if others else first
-
-
-def _identity(a: Any) -> Any:
-    return a
-
-
-# What a primitive makes of numbers; NaN in, NaN out. Elementwise primitives that are missing here give NaN.
+# Primitives that numpy has a function of the same name for.
+_ARITHMETIC = ("abs", "add", "cbrt", "ceil", "floor", "pow", "sign", "sqrt", "square")
+_CURVES = ("asinh", "atan", "cos", "cosh", "exp", "exp2", "expm1", "log", "log1p", "log2", "sin", "sinh", "tan", "tanh")
+_IDENTITIES = ("convert_element_type", "copy", "reduce_precision", "sharding_constraint", "stop_gradient")
+# What a primitive makes of numbers; NaN in, NaN out.
 _VALUES: dict[str, Callable[..., Any]] = {
-    "abs": np.abs,
-    "add": np.add,
+    **{name: getattr(np, name) for name in (*_ARITHMETIC, *_CURVES)},
+    **dict.fromkeys(_IDENTITIES, lambda a: a),
     "add_any": np.add,
-    "asinh": np.arcsinh,
-    "atan": np.arctan,
-    "cbrt": np.cbrt,
-    "ceil": np.ceil,
     "clamp": lambda low, a, high: np.clip(a, low, high),
-    "convert_element_type": _identity,
-    "copy": _identity,
-    "cos": np.cos,
-    "cosh": np.cosh,
     "div": _quotient,
     "erf": special.erf,
-    "exp": np.exp,
-    "exp2": np.exp2,
-    "expm1": np.expm1,
-    "floor": np.floor,
-    "log": np.log,
-    "log1p": np.log1p,
-    "log2": np.log2,
     "logistic": special.expit,
     "max": np.maximum,
     "min": np.minimum,
     "mul": _product,
     "neg": np.negative,
     "one_minus_square": lambda a: 1 - a * a,
-    "pow": np.power,
-    "reduce_precision": _identity,
     "round": lambda a: np.where(a == np.floor(a), a, math.nan),
     "rsqrt": lambda a: 1 / np.sqrt(a),
-    "select_n": _select,
-    "sharding_constraint": _identity,
-    "sign": np.sign,
-    "sin": np.sin,
-    "sinh": np.sinh,
-    "sqrt": np.sqrt,
-    "square": np.square,
-    "stop_gradient": _identity,
+    "select_n": lambda _, *cases: functools.reduce(agreed, cases),
     "sub": np.subtract,
-    "tan": np.tan,
-    "tanh": np.tanh,
 }
-_VALUELESS = [
-    "acos",
-    "acosh",
-    "and",
-    "asin",
-    "atan2",
-    "atanh",
-    "bessel_i0e",
-    "bessel_i1e",
-    "clz",
-    "conj",
-    "digamma",
-    "eq",
-    "erf_inv",
-    "erfc",
-    "ge",
-    "gt",
-    "imag",
-    "is_finite",
-    "le",
-    "lgamma",
-    "lt",
-    "ne",
-    "nextafter",
-    "not",
-    "or",
-    "polynomial",
-    "population_count",
-    "real",
-    "rem",
-    "shift_left",
-    "shift_right_arithmetic",
-    "shift_right_logical",
-    "igamma",
-    "igammac",
-    "polygamma",
-    "xor",
-    "zeta",
-]
+# Primitives whose numbers count as unknown.
+_COMPARISONS = ("eq", "ge", "gt", "is_finite", "le", "lt", "ne")
+_BITS = ("and", "clz", "not", "or", "population_count", "xor")
+_SHIFTS = ("shift_left", "shift_right_arithmetic", "shift_right_logical")
+_INVERSES = ("acos", "acosh", "asin", "atan2", "atanh", "erf_inv")
+_SPECIAL = ("bessel_i0e", "bessel_i1e", "digamma", "erfc", "igamma", "igammac", "lgamma", "polygamma", "zeta")
+_OTHERS = ("conj", "imag", "nextafter", "polynomial", "real", "rem")
+_UNKNOWN = (*_COMPARISONS, *_BITS, *_SHIFTS, *_INVERSES, *_SPECIAL, *_OTHERS)
 
 
 def _evaluator(eqn: Any) -> Callable[..., Any]:
@@ -127,24 +67,20 @@ def _evaluator(eqn: Any) -> Callable[..., Any]:
 
 def _elementwise(walk: Walk, eqn: Any, *ins: Value) -> list[Value]:
     evaluate = _evaluator(eqn)
-    shape = eqn.outvars[0].aval.shape
-    ids, dead = [], []
+    axes = []
     with np.errstate(all="ignore"):
         const = float(evaluate(*(value.const for value in ins)))
-        for axis, n in enumerate(shape):
-            joined = np.full(n, FREE)
-            at_dead = []
+        for number, n in enumerate(eqn.outvars[0].aval.shape):
+            ids, zeroed = np.full(n, FREE), []
             for value in ins:
-                own = value.ids[axis] if value.ids else np.full(n, FREE)
-                if len(own) != n:  # a length-1 axis is broadcast: it binds nothing and has to stay
-                    walk.fix(settle(own))
-                    own = np.full(n, FREE)
-                joined = walk.unite(joined, own)
-                held = value.dead[axis] if value.ids and len(value.dead[axis]) == n else math.nan
-                at_dead.append(np.where(own > FIXED, held, value.const))
-            ids.append(joined)
-            dead.append(np.broadcast_to(evaluate(*at_dead), (n,)))
-    return [Value(tuple(ids), tuple(dead), const)]
+                axis = value.axes[number] if value.axes else free_axis(n)
+                if len(axis) != n:  # broadcast, so the length 1 has to stay
+                    walk.fix(axis.ids)
+                    axis = free_axis(n)
+                ids = walk.unite(ids, axis.ids)
+                zeroed.append(np.where(axis.ids > FIXED, axis.zeroed, value.const))
+            axes.append(Axis(ids, np.broadcast_to(evaluate(*zeroed), (n,))))
+    return [Value(tuple(axes), const)]
 
 
-ELEMENTWISE: dict[str, Rule] = dict.fromkeys([*_VALUES, *_VALUELESS, "integer_pow"], _elementwise)
+ELEMENTWISE: dict[str, Rule] = dict.fromkeys((*_VALUES, *_UNKNOWN, "integer_pow"), _elementwise)

@@ -1,5 +1,6 @@
 """Which channels a plan takes, worked by hand, and against a few lines of Python on random scores."""
 
+import functools
 import math
 import re
 from typing import Any
@@ -16,6 +17,7 @@ from jaxslim.core.plan import Layer
 Scores = list[list[float]]
 
 
+@functools.cache
 def graph_of(*widths: int) -> jaxslim.ChannelGraph:
     """Layers l0, l1, ... of these widths, one after the other."""
     params: dict[str, Any] = {}
@@ -90,17 +92,6 @@ def test_a_layer_keeps_its_best_and_is_named() -> None:
     assert kept(plan_of(scores, 0.0, min_channels=9), scores) == [[0, 1, 2], [0, 1, 2, 3]]
 
 
-def test_reference_rule_by_hand() -> None:
-    """Threshold at index int(7 * 0.5) = 3 of the sorted scores, which is 0.3; what is not greater goes."""
-    assert kept(plan_of(HAND, 0.5, reference_ties=True), HAND) == [[0, 2], [3]]
-    assert kept(plan_of(HAND, 0.0, reference_ties=True), HAND) == [[0, 1, 2], [0, 1, 3]]
-    tied = [[0.5, 0.5, 0.7], [0.5, 0.1, 0.5]]
-    plan = plan_of(tied, 0.2, reference_ties=True)  # index 1 is 0.5: all of it goes, where l1 would lose everything
-    assert kept(plan, tied) == [[2], [2]]
-    assert plan.achieved == 4 / 6
-    assert plan.protected == ("l1",)
-
-
 def test_threshold() -> None:
     assert kept(plan_of(HAND, None, threshold=0.3), HAND) == [[0, 2], [3]]
     plan = plan_of(HAND, None, threshold=0.0)
@@ -112,6 +103,22 @@ def test_threshold() -> None:
     assert (plan.achieved, plan.protected) == (0.5, ("l1",))
 
 
+def test_print_shows_what_each_layer_loses() -> None:
+    plan = plan_of([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6, 0.7]], 3 / 7)
+    assert repr([plan]) == "[Plan(4 of 7 units stay; of the scored ones 42.86% go, 42.86% requested)]"
+    assert str(plan).splitlines() == [
+        "Plan(4 of 7 units stay; of the scored ones 42.86% go, 42.86% requested)",
+        "layer  channels",
+        "l0     3 -> 1    protected",
+        "l1     4 -> 3",
+    ]
+    assert repr(plan_of(HAND, None, threshold=0.1)) == "Plan(5 of 7 units stay; of the scored ones 28.57% go)"
+    layers = tuple(Layer(f"layer{i}", 9, 9, False) for i in range(99))
+    long = jaxslim.Plan(keep=np.ones(892, bool), requested=0.0, achieved=0.0, layers=layers)
+    assert len(str(long).splitlines()) == 27
+    assert "... 75 more ..." in str(long)
+
+
 def test_multiple_of_restores_the_best_that_went() -> None:
     scores = [[0.1, 0.2, 0.3, 0.9, 0.8], [0.7, 0.7, 0.7]]
     assert kept(plan_of(scores, 3 / 8), scores) == [[3, 4], [0, 1, 2]]
@@ -120,8 +127,13 @@ def test_multiple_of_restores_the_best_that_went() -> None:
     assert (plan.requested, plan.achieved) == (3 / 8, 1 / 8)
 
 
+def test_any_multiple_and_minimum_can_be_asked_for() -> None:
+    for bounds in ({"multiple_of": 10**30}, {"min_channels": 10**30}):
+        assert plan_of(HAND, None, threshold=9.0, **bounds).keep.all()
+
+
 def test_layers_left_alone_lose_nothing_and_count_as_no_protection() -> None:
-    plan = plan_of(HAND, 2 / 7, leave=["l1"])
+    plan = plan_of(HAND, 2 / 7, leave={"l1"})
     assert kept(plan, HAND) == [[2], [0, 1, 2, 3]]
     assert plan.protected == ()
     with pytest.raises(jaxslim.InputError, match=r"2 of 7 channels can go; the largest ratio is 0\.2857\."):
@@ -163,15 +175,24 @@ def test_a_share_of_whole_channels_is_met_exactly(total: int, gone: int) -> None
     assert plan_of(scores, gone / total).achieved == gone / total
 
 
-@given(st.integers(1, 40), st.floats(0, 1, exclude_max=True), st.integers(0, 99))
-def test_reference_rule_keeps_one_less_and_loses_ties(width: int, ratio: float, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    distinct = [rng.random(width).tolist(), [2.0]]  # the second layer's only channel has to stay anyway
-    total = width + 1
-    plan = plan_of(distinct, ratio, reference_ties=True)
-    assert plan.keep[1:].sum() == max(total - int(total * ratio) - 1, 2)
-    tied = [[0.5] * width + [0.9], [0.9]]
-    assert kept(plan_of(tied, ratio, reference_ties=True), tied) == [[width], [0]]
+@example([[0.5, 0.1, 0.9], [0.2, 0.3, 0.05, 0.8]], 0.5)
+@example([[0.5, 0.5, 0.7], [0.5, 0.1, 0.5]], 0.2)
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 0.1, 0.2]) | st.floats(0, 1), min_size=1, max_size=6), min_size=1),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_a_threshold_chooses_as_the_reference_does(scores: Scores, ratio: float) -> None:
+    """The reference keeps a channel if more than int(n * ratio) of all n scores are below its own."""
+    everything = [value for values in scores for value in values]
+    index = int(len(everything) * ratio)
+    plan = plan_of(scores, None, threshold=sorted(everything)[index])
+    survivors = [
+        [i for i, value in enumerate(values) if sum(other < value for other in everything) > index] for values in scores
+    ]
+    assert plan.protected == tuple(f"l{layer}" for layer, own in enumerate(survivors) if not own)
+    # The reference would empty these layers; here the best channel stays, the last one among equals.
+    last_best = [[max(range(len(values)), key=lambda i: (values[i], i))] for values in scores]
+    assert kept(plan, scores) == [own or best for own, best in zip(survivors, last_best, strict=True)]
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 3), st.integers(0, 99))

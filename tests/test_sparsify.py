@@ -1,4 +1,4 @@
-"""The L1 pull and its aim against the formula written out by hand."""
+"""L1 penalties against their formulas worked out by hand, and the masks that say which parameters they pull on."""
 
 import math
 from typing import Any
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import jaxslim
+from jaxslim.slim.criteria import scale_values
 
 
 class Normed(nn.Module):
@@ -107,19 +108,6 @@ def test_l1_keeps_the_type_of_the_updates(dtype: Any) -> None:
         np.testing.assert_array_equal(updates["bn"]["scale"].astype(np.float32), [0.5, -0.5])
 
 
-@pytest.mark.parametrize("strength", [-1e-4, float("nan")])
-def test_l1_refuses_strengths_that_are_none(strength: float) -> None:
-    with pytest.raises(jaxslim.InputError, match=r"The L1 strength is .*; it must be a number of at least 0"):
-        jaxslim.l1_subgradient(strength, MASK)
-
-
-def test_l1_needs_the_parameters() -> None:
-    params = scales(1.0)
-    tx = jaxslim.l1_subgradient(0.5, MASK)
-    with pytest.raises(jaxslim.InputError, match=r"needs the parameters: call update\(gradients, state, params\)"):
-        tx.update(params, tx.init(params))
-
-
 def test_only_batch_norm_scales_are_picked() -> None:
     tree = variables()
     mask = jaxslim.bn_scale_mask(tree)
@@ -137,6 +125,12 @@ def test_scores_are_absolute_scales_at_their_paths() -> None:
         "['params']['BatchNorm_0']['scale']": [1.0] * 4,
         "['params']['inner']['scale']": [0.5, 0.0, 2.0],
     }
+
+
+def test_values_of_all_scales_lie_one_after_another() -> None:
+    tree = variables()
+    tree["params"]["inner"]["scale"] = jnp.array([-0.5, 0.0, 2.0])
+    assert scale_values(tree).tolist() == [1.0] * 4 + [0.5, 0.0, 2.0]
 
 
 def test_scores_need_a_batch_norm() -> None:
@@ -183,7 +177,7 @@ def test_proximal_l1_follows_the_schedule() -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_both_forms_of_l1_pull_as_hard(momentum: float) -> None:
-    """Far from zero, without a loss, 400 steps move a scale as far to within the start of the momentum."""
+    """Far from zero and without a loss, 400 steps move a scale equally far, but for the first steps of momentum."""
     moved = []
     for first, last in (
         ([jaxslim.l1_subgradient(1e-2, True)], []),
@@ -200,12 +194,72 @@ def test_both_forms_of_l1_pull_as_hard(momentum: float) -> None:
     assert moved[1] == pytest.approx(400 * 0.1 * 1e-2 / (1 - momentum), rel=1e-3)
 
 
-def test_proximal_l1_needs_parameters_and_a_strength() -> None:
-    with pytest.raises(jaxslim.InputError, match=r"The L1 strength is -1; it must be a number of at least 0"):
-        jaxslim.l1_proximal(-1, 0.1, MASK)
-    for rate in (-1.0, math.nan, None, "0.1"):
-        with pytest.raises(jaxslim.InputError, match=r"The learning rate is .*; it must be a number of at least 0"):
-            jaxslim.l1_proximal(1e-4, rate, MASK)
-    tx = jaxslim.l1_proximal(1.0, 0.1, True)
-    with pytest.raises(jaxslim.InputError, match=r"l1_proximal needs the parameters: call update\("):
-        tx.update({"scale": jnp.ones(1)}, tx.init({"scale": jnp.ones(1)}))
+@pytest.mark.parametrize("strength", [-1, math.nan, math.inf])
+def test_strengths_that_are_none_are_refused(strength: Any) -> None:
+    for make in (jaxslim.l1_subgradient, lambda strength, mask: jaxslim.l1_proximal(strength, 0.1, mask)):
+        with pytest.raises(jaxslim.InputError, match=r"The L1 strength is .*; it must be a number of at least 0"):
+            make(strength, MASK)
+
+
+@pytest.mark.parametrize("rate", [-1.0, math.nan, math.inf])
+def test_rates_that_are_none_are_refused(rate: Any) -> None:
+    with pytest.raises(jaxslim.InputError, match=r"The learning rate is .*; it must be a number of at least 0"):
+        jaxslim.l1_proximal(1e-4, rate, MASK)
+
+
+def both_penalties(mask: Any) -> list[optax.GradientTransformation]:
+    return [jaxslim.l1_subgradient(0.5, mask), jaxslim.l1_proximal(0.5, 0.1, mask)]
+
+
+def test_penalties_need_the_parameters() -> None:
+    params = scales(1.0)
+    for tx in both_penalties(MASK):
+        with pytest.raises(
+            jaxslim.InputError, match=r"needs the parameters: call update\((gradients|updates), state, p"
+        ):
+            tx.update(params, tx.init(params))
+
+
+def test_a_mask_of_another_structure_is_refused() -> None:
+    for tx in both_penalties({"params": MASK}):
+        with pytest.raises(jaxslim.InputError, match=r"another structure than the parameters; pass bn_scale_mask"):
+            tx.init(scales(1.0))
+
+
+class WithoutBatchNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = nn.GroupNorm(2, name="norm1")(nn.Dense(4, name="dense")(x))
+        return nn.LayerNorm(name="norm2")(x)
+
+
+def test_a_mask_that_is_true_for_nothing_is_refused_with_the_scales_that_there_are() -> None:
+    tree = WithoutBatchNorm().init(jax.random.key(0), jnp.ones((2, 5)))
+    mask = jaxslim.bn_scale_mask(tree)
+    assert not any(jax.tree.leaves(mask))
+    assert scale_values(tree).shape == (0,)
+    params = tree["params"]
+    message = (
+        "The mask is true for no parameter, so L1 would pull on nothing. The parameters hold the scales norm1/scale, "
+        "norm2/scale; pass a mask of your own, or train without L1."
+    )
+    for tx in both_penalties(mask):
+        state = jaxslim.l1_subgradient(0.5, True).init(params)
+        for act in (tx.init, jax.jit(tx.init), lambda params, tx=tx, state=state: tx.update(params, state, params)):
+            with pytest.raises(jaxslim.InputError) as caught:
+                act(params)
+            assert str(caught.value) == message
+    with pytest.raises(jaxslim.InputError, match="The parameters hold no scales; pass a mask of your own"):
+        jaxslim.l1_subgradient(0.5, lambda _: False).init({"w": jnp.ones(2)})
+    many = {f"norm{number}": {"scale": jnp.ones(1)} for number in range(6)}
+    with pytest.raises(jaxslim.InputError, match="norm0/scale, norm1/scale, norm2/scale, norm3/scale and 2 more; pass"):
+        jaxslim.l1_subgradient(0.5, False).init(many)
+
+
+def test_a_mask_may_be_true_for_one_part_of_the_parameters() -> None:
+    """optax.multi_transform hides the other parts from it."""
+    params = scales(1.0)
+    parts = {"scales": jaxslim.l1_subgradient(0.5, True), "rest": optax.set_to_zero()}
+    tx = optax.multi_transform(parts, {"bn": {"scale": "scales", "bias": "rest"}, "w": "rest"})
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["bn"]["scale"].tolist() == [1.5]

@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from networks import PARTS, WRAPS, Network, draw, networks
+from networks import PARTS, WRAPS, Network, compiled, draw, networks
 
 import jaxslim
+from jaxslim.core.printing import unit_ranges
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Plans made by hand, and running networks.
+# Plans made by hand, and comparisons.
 
 
 def by_hand(
@@ -49,17 +50,6 @@ def without_norm(graph: jaxslim.ChannelGraph, variables: Any, plan: jaxslim.Plan
         return leaf * plan.keep[graph.units[graph.find(names)][-1]] if of_norm else leaf
 
     return jax.tree_util.tree_map_with_path(blank, variables)
-
-
-def runner(apply: Any) -> Any:
-    """`apply`, compiled cheaply and run in 64 bits, so that the tolerance can be tight."""
-    compiled = jax.jit(apply, compiler_options={"xla_backend_optimization_level": 0})
-
-    def run(variables: Any, images: Any) -> np.ndarray:
-        with jax.enable_x64(True):
-            return np.asarray(compiled(variables, images))
-
-    return run
 
 
 def assert_close(actual: Any, expected: Any) -> None:
@@ -97,20 +87,18 @@ def assert_same_graph(one: jaxslim.ChannelGraph, other: jaxslim.ChannelGraph) ->
 def check(network: Any, variables: Any, images: np.ndarray, seed: int, share: float) -> None:
     graph = jaxslim.trace(network, variables, images)
     untouched = jax.tree.map(np.copy, variables)
-    run = runner(network)
-    full = run(variables, images)
+    run = compiled(network)
 
     keep = random_keep(graph, seed, share)
     exact = by_hand(graph, keep | ~graph.exact)
-    narrow = jaxslim.cut(graph, variables, exact)
-    logits = runner(network)(narrow, images)
+    logits = run(jaxslim.cut(graph, variables, exact), images)
     assert_close(logits, run(jaxslim.zero(graph, variables, exact), images))
     assert_close(logits, run(without_norm(graph, variables, exact), images))
 
     everything = by_hand(graph, np.ones(graph.num_units + 1, bool))
     assert_same(jaxslim.cut(graph, variables, everything), variables)
 
-    # Twice is once by the union, also for units that are not exact, and whatever the second trace calls them.
+    # Cutting twice is cutting once by the union, for inexact units too, however the second trace numbers them.
     least = getattr(network, "least", 1)
     first, second = by_hand(graph, keep, least=least), random_keep(graph, seed + 1, share)
     both = by_hand(graph, second, among=first.keep)
@@ -118,9 +106,7 @@ def check(network: Any, variables: Any, images: np.ndarray, seed: int, share: fl
     again = jaxslim.trace(network, then, images)
     assert_same(jaxslim.cut(again, then, carried_over(graph, first, again, both)), once)
 
-    cost = jaxslim.count(network, once, images)
-    assert cost.params == surviving(graph, both)
-    assert runner(network)(once, images).shape == full.shape
+    assert jaxslim.count(network, once, images).params == surviving(graph, both)  # which runs it, abstractly
     assert_same(variables, untouched)
 
 
@@ -258,8 +244,9 @@ def test_inexact_units_do_differ(name: str) -> None:
     keep = graph.exact.copy()
     keep[np.flatnonzero(~graph.exact)[0]] = True
     plan = by_hand(graph, keep)
-    narrow = runner(network)(jaxslim.cut(graph, variables, plan), images)
-    assert np.max(np.abs(narrow - runner(network)(jaxslim.zero(graph, variables, plan), images))) > 1e-3
+    run = compiled(network)
+    narrow, zeroed = (run(change(graph, variables, plan), images) for change in (jaxslim.cut, jaxslim.zero))
+    assert np.max(np.abs(narrow - zeroed)) > 1e-3
 
 
 def test_every_part_has_a_case() -> None:
@@ -329,9 +316,78 @@ def test_graph_depends_on_nothing_but_shapes(network: Network) -> None:
     assert shapes == [leaf.shape for leaf in jax.tree.leaves(jaxslim.cut(graph, variables, plan))]
 
 
+def test_print_shows_the_units_of_each_axis() -> None:
+    weights = {"a": np.ones((2, 12)), "scale": np.ones(12), "b": np.ones((13, 1))}
+
+    def apply(w: Any, x: Any) -> Any:
+        h = jnp.pad(x @ w["a"] * w["scale"][None], ((0, 0), (0, 1)))
+        return h @ w["b"]
+
+    graph = jaxslim.trace(apply, weights, np.ones((1, 2)))
+    assert repr([graph]) == "[ChannelGraph(3 arrays, 12 units, 12 exact)]"
+    assert str(graph).splitlines() == [
+        "ChannelGraph(3 arrays, 12 units, 12 exact)",
+        "array  shape    units of each axis, 0 is fixed",
+        "a      (2, 12)  0 1-12",
+        "scale  (12,)    1-12",
+        "b      (13, 1)  0-12 0",
+    ]
+    graph = jaxslim.trace(lambda w, x: jnp.sort(apply(w, x) * x[:, :1] @ w["b"].T), weights, np.ones((1, 2)))
+    assert repr(graph) == "ChannelGraph(3 arrays, 0 units, 0 exact, opaque: sort)"
+
+
+def test_print_leaves_out_the_middle_and_scattered_units() -> None:
+    def apply(w: Any, x: Any) -> Any:
+        for kernel in w:
+            x = x @ kernel
+        return x
+
+    lines = str(trace_of(apply, *[(3, 3)] * 60)).splitlines()
+    assert len(lines) == 27
+    assert lines[2] == "0      (3, 3)  0 1-3"
+    assert lines[13:16] == ["11     (3, 3)  31-33 34-36", "... 36 more ...", "48     (3, 3)  142-144 145-147"]
+    assert lines[-1] == "59     (3, 3)  175-177 0"
+    assert unit_ranges(np.array([5, 4, 4, 9, 1, 2, 0])) == "0-2,4-5,9"
+    assert unit_ranges(np.array([0, 2, 4, 6, 4])) == "3 units"
+    assert unit_ranges(np.zeros(0, int)) == "none"
+
+
 def trace_of(apply: Any, *shapes: tuple[int, ...], image: tuple[int, ...] = (2, 3)) -> jaxslim.ChannelGraph:
     """Graph of `apply([w0, w1, ...], images)`."""
     return jaxslim.trace(apply, [np.ones(shape, np.float32) for shape in shapes], np.ones(image, np.float32))
+
+
+@pytest.mark.parametrize("parts", [(0,), (0, 4), (4, 0)])
+def test_empty_parts_take_nothing(parts: tuple[int, ...]) -> None:
+    def apply(w: Any, x: Any) -> Any:
+        h = x @ w[0]
+        rest = h.shape[1] - sum(parts)
+        return jnp.concatenate(lax.split(h, (*parts, rest), axis=1)[::-1], axis=1) @ w[1]
+
+    graph = trace_of(apply, (3, 4), (4, 2))
+    assert (graph.num_units, graph.opaque) == (4, ())
+
+
+def test_paths_are_found_by_their_end() -> None:
+    def apply(v: Any, x: Any) -> Any:
+        return (
+            x @ v["params"]["a"]["w"] * v["params"]["a"]["s"][None] @ v["params"]["b"]["w"] + v["stats"]["b"]["w"].sum()
+        )
+
+    variables = {
+        "params": {"a": {"w": np.ones((2, 3)), "s": np.ones(3)}, "b": {"w": np.ones((3, 2))}},
+        "stats": {"b": {"w": np.ones((3, 2))}},
+    }
+    graph = jaxslim.trace(apply, variables, np.ones((1, 2)))
+    for path in ("params/a/s", "a/s", "0/mu/a/s", "0/mu/params/a/s", "a/a/s"):
+        assert graph.paths[graph.find(tuple(path.split("/")))] == ("params", "a", "s")
+    assert graph.find(("params", "b", "w")) != graph.find(("stats", "b", "w"))
+    for path in ((), ("s",), ("a",), ("c", "w"), ("a", "s", "x")):
+        assert graph.find(path) is None
+    with pytest.raises(
+        jaxslim.InputError, match=r"^b/w can mean params/b/w and stats/b/w; pass the tree with its coll"
+    ):
+        graph.find(("b", "w"))
 
 
 @pytest.mark.parametrize(
@@ -485,13 +541,13 @@ def test_a_pooling_window_wholly_in_the_padding_holds_what_no_channel_does(paddi
         lambda h: lax.round(h + 0.5, lax.RoundingMethod.AWAY_FROM_ZERO),
     ],
 )
-def test_nought_over_nought_and_rounded_halves_are_not_nought(odd: Any) -> None:
+def test_zero_over_zero_and_rounded_halves_are_not_zero(odd: Any) -> None:
     graph = trace_of(lambda w, x: odd(normed(w, x)) @ w[2], *NORMED)
     assert not graph.exact[1:].any()
 
 
 def test_what_is_fixed_stays_fixed_in_either_order_and_in_loops() -> None:
-    """A table of positions or a loop's carry makes no spatial axis look live, so flattening keeps the channels."""
+    """Neither a table of positions nor the carry of a loop makes a spatial axis look as if it could be cut."""
 
     def positions(w: Any, x: Any) -> Any:
         return (w[1] + x @ w[0]).reshape(2, -1) @ w[2]
@@ -580,15 +636,16 @@ def test_linen_units_and_invariants() -> None:
     inexact |= {*unit(graph, "attention/value/kernel")}
     assert set(np.flatnonzero(~graph.exact).tolist()) == inexact
     assert unit(graph, "layers/BatchNorm_0/scale") == unit(graph, "Conv_0/kernel")
-    # Linen has one width for queries and values, so those stay; everything else goes at random.
+    # Linen has one width for queries and values, so these units stay; the others go at random.
     widths = np.isin(np.arange(graph.num_units + 1), unit(graph, "attention/query/kernel"))
     widths |= np.isin(np.arange(graph.num_units + 1), unit(graph, "attention/value/kernel"))
-    for seed in range(5):
+    for seed in range(3):
         plan = by_hand(graph, random_keep(graph, seed, 0.5) | widths)
         assert jax.eval_shape(apply, jaxslim.cut(graph, variables, plan), images).shape == (2, 3)
     exact = by_hand(graph, plan.keep | ~graph.exact)
-    zeroed = runner(apply)(jaxslim.zero(graph, variables, exact), images)
-    assert_close(runner(apply)(jaxslim.cut(graph, variables, exact), images), zeroed)
+    run = compiled(apply)
+    narrow, zeroed = (run(change(graph, variables, exact), images) for change in (jaxslim.cut, jaxslim.zero))
+    assert_close(narrow, zeroed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -617,15 +674,16 @@ def test_optimizer_state_is_cut_like_the_parameters(name: str, collection: bool)
     plan = by_hand(graph, random_keep(graph, 1, 0.5))
     params = variables if collection else variables["params"]
     narrow = jaxslim.cut(graph, params, plan)
-    init = OPTIMIZERS[name].init
 
-    def described(state: Any) -> Any:
-        return jax.tree.map(lambda leaf: (np.shape(leaf), np.asarray(leaf).dtype), state)
+    def init(params: Any) -> Any:
+        """The optimizer's state, all zeros."""
+        shapes = jax.eval_shape(OPTIMIZERS[name].init, params)
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
     state = init(params)
-    assert described(jaxslim.cut(graph, state, plan)) == described(init(narrow))
+    assert_same(jaxslim.cut(graph, state, plan), init(narrow))
 
-    # With each entry the parameter that it belongs to, entries and parameters have to stay together.
+    # Fill each entry with the parameter it belongs to: the cut must keep the two equal.
     own = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     kept = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(narrow)}
 
@@ -640,7 +698,7 @@ def test_optimizer_state_is_cut_like_the_parameters(name: str, collection: bool)
 
 
 def test_activations_that_share_ids_but_not_values_are_inexact() -> None:
-    """Reshaping BN and sigmoid(BN), side by side, apart again must not take the one's zero for the other's half."""
+    """BN and sigmoid(BN), joined and reshaped apart: the zero of one must not stand for the half of the other."""
 
     def apply(w: Any, x: Any) -> Any:
         h = normed(w, x)
@@ -686,7 +744,7 @@ def test_repeated_features_bind_the_channels_they_meet() -> None:
 
 
 def test_repeats_of_fixed_features_count_as_a_width() -> None:
-    """A trace cannot tell a number of repeats from one taken from a width; what writes it as a number fails aloud."""
+    """A trace cannot tell a constant number of repeats from a width; the constant fails after a cut."""
 
     def apply(w: Any, x: Any, times: int | None = None) -> Any:
         return (jnp.repeat(x, times or w[0].shape[0] // 3, axis=1) * w[0][None]) @ w[1]
@@ -711,7 +769,7 @@ def test_a_bare_array_is_cut_and_so_is_its_optimizer_state() -> None:
 
 
 def test_a_part_of_a_collection_is_refused() -> None:
-    """Its `a` would be taken for the collection's own."""
+    """The `a` of a block would be taken for the `a` of the collection."""
     variables = {"params": {"a": np.ones((3, 4)), "block": {"a": np.ones((4, 2))}}}
 
     def apply(v: Any, x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The ops of convolutions: the results of `lax.conv_general_dilated`, and a program that the graph follows."""
+"""The fast convolution and BatchNorm: the results of XLA and Flax, and a program that the graph follows."""
 
 import jax
 import jax.numpy as jnp
@@ -37,17 +37,18 @@ def test_values_and_gradients_are_those_of_lax(n, size, window, strides, padding
         return ops.conv(images, kernel, strides, padding, dimension_numbers=NUMBERS)
 
     def plain(images, kernel):
-        """Padded beforehand: where padding reaches further than the kernel, XLA's gradients on CPUs are wrong."""
+        """Pads beforehand, because XLA's gradients on CPUs are wrong where padding reaches further than the kernel."""
         pads = lax.padtype_to_pads(size, window, strides, padding) if isinstance(padding, str) else padding
         padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
         return lax.conv_general_dilated(padded, kernel, strides, "VALID", dimension_numbers=NUMBERS)
 
-    def both(conv):
+    def both(conv, images, kernel):
         out, back = jax.vjp(conv, images, kernel)
         return out, *back(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))
 
     reaches_too_far = max(size) > ops.SMALL_MAP and padding == ((0, 1), (3, 0))
-    for number, (got, expected) in enumerate(zip(both(mine), both(plain), strict=True)):
+    results = jax.jit(lambda *arrays: (both(mine, *arrays), both(plain, *arrays)))(images, kernel)
+    for number, (got, expected) in enumerate(zip(*results, strict=True)):
         if not (number and reaches_too_far):
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
@@ -64,7 +65,7 @@ def test_small_maps_become_matrix_products(n, size, expected):
 
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_costs_are_those_of_the_convolution(size):
-    """Products leave out the zeros that are padded; what is counted is the convolution, on every platform."""
+    """`count` counts the convolution on every platform, although the products leave out padded zeros."""
     module = nn.Conv(4, (3, 3), use_bias=False, conv_general_dilated=ops.conv)
     images = jnp.ones((8, size, size, 3))
     variables = module.init(jax.random.key(0), images)
@@ -81,7 +82,7 @@ def test_another_platform_gets_the_convolution():
 
 
 @pytest.mark.parametrize("options", [{"feature_group_count": 3}, {"kernel_dilation": 2}, {"kernel_size": (1, 1)}])
-def test_what_it_does_not_know_is_left_to_lax(options):
+def test_convolutions_of_other_kinds_are_left_to_lax(options):
     options = {"kernel_size": (3, 3), **options}
     module = nn.Conv(6, conv_general_dilated=ops.conv, **options)
     images = jnp.ones((1, 4, 4, 3))
@@ -156,7 +157,12 @@ def test_batch_norm_trains_as_flax_does(n, size, channels, shift):
     assert jax.tree.all(jax.tree.map(np.array_equal, start, mine.init(jax.random.key(0), x, **options)))
     params = {name: jnp.asarray(rng.normal(1, 0.5, channels), jnp.float32) for name in ("scale", "bias")}
     variables = {"params": params, "batch_stats": start["batch_stats"]}
-    for a, b in zip(*(jax.tree.leaves(trained(m, variables, x, **options)) for m in (mine, theirs)), strict=True):
+
+    @jax.jit
+    def results(variables, x):
+        return [jax.tree.leaves(trained(module, variables, x, **options)) for module in (mine, theirs)]
+
+    for a, b in zip(*results(variables, x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5 * max(1, float(jnp.abs(b).max())))
     np.testing.assert_array_equal(*(m.apply(variables, x, use_running_average=True) for m in (mine, theirs)))
 
@@ -165,7 +171,7 @@ def test_batch_norm_trains_as_flax_does(n, size, channels, shift):
     "options",
     [{"dtype": jnp.bfloat16}, {"axis": 1}, {"use_scale": False}, {"mask": True}],
 )
-def test_batch_norm_leaves_to_flax_what_it_does_not_know(options):
+def test_batch_norms_of_other_kinds_are_left_to_flax(options):
     x = jax.random.normal(jax.random.key(0), (4, 3, 3, 2)) + 1
     options = dict(options)
     call = {"use_running_average": False}
@@ -178,7 +184,7 @@ def test_batch_norm_leaves_to_flax_what_it_does_not_know(options):
 
 
 def test_the_statistics_pass_no_gradient_on():
-    """Flax's would; no loss is made of running statistics, and the written-out gradient says so."""
+    """Flax's do. No loss depends on running statistics, so the hand-written gradient leaves them out."""
     module = ops.BatchNorm(**FLAX, use_running_average=False)
     x = jax.random.normal(jax.random.key(0), (4, 3, 3, 2))
     variables = module.init(jax.random.key(0), x)

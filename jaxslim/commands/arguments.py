@@ -1,0 +1,164 @@
+"""Command lines from dataclasses: each field is an option, and its docstring is the help."""
+
+import ast
+import dataclasses
+import inspect
+import json
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+from tyro.constructors import (
+    MISSING_NONPROP,
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
+
+METAVARS = {
+    **dict.fromkeys(("checkpoint", "init_from", "baseline"), "CHECKPOINT"),
+    **dict.fromkeys(("out", "workdir", "data_dir"), "FOLDER"),
+    **dict.fromkeys(("name", "model", "optimizer"), "NAME"),
+    **dict.fromkeys(("ratio", "holdout", "max_layer_ratio", "label_smoothing"), "SHARE"),
+    **dict.fromkeys(("ratios", "lr_drops"), "SHARE ..."),
+    "dataset": "NAME|PATH",
+    "augment": "NAME ...",
+    "leave": "LAYER ...",
+    "model_args": "NAME=VALUE ...",
+    "optimizer_args": "NAME=VALUE ...",
+}
+"""What `--help` calls the value of an option; other options are named after their type."""
+
+_REGISTRY = ConstructorRegistry()
+_Options = TypeVar("_Options")
+
+
+def parse(
+    kind: type[_Options],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    examples: Sequence[str],
+    description: str | None = None,
+    default: Any = MISSING_NONPROP,
+) -> _Options:
+    """Read `argv` as an instance of the dataclass `kind`; `--help` and mistakes end the process, as argparse does.
+
+    Args:
+      kind: dataclass; the first paragraph of its docstring describes the command unless `description` does.
+      argv: words after the name of the command.
+      prog: the command as `--help` shows it.
+      examples: command lines that `--help` shows.
+      default: instance whose values the options start from.
+    """
+    about = description or (inspect.getdoc(kind) or "").partition("\n\n")[0]
+    lines = [*textwrap.wrap(about, 78), "", "Examples:", *examples]
+    about = "\n".join(line if line in ("", "Examples:") else f"  {line}" for line in lines)  # tyro joins other lines
+    return tyro.cli(kind, args=argv, prog=prog, description=about, default=default, registry=_REGISTRY)
+
+
+def absolute(path: str) -> str:
+    """A path that a user typed, as it is meant from anywhere."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def data_of(options: dict[str, Any]) -> dict[str, str]:
+    """Take `dataset` and `data_dir` out of options, and return those that were given, with absolute paths."""
+    given = {name: value for name in ("dataset", "data_dir") if (value := options.pop(name)) is not None}
+    is_path = {"dataset": os.path.exists(os.path.expanduser(given.get("dataset", ""))), "data_dir": True}
+    return {name: absolute(value) if is_path[name] else value for name, value in given.items()}
+
+
+def word_after(argv: Sequence[str], option: str) -> str | None:
+    """The value of `option` in `argv`, as `--option VALUE` or `--option=VALUE`; None if it is not given."""
+    found = None
+    for number, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == option:
+            found = value if equals else "".join(argv[number + 1 : number + 2])
+    return found
+
+
+@_REGISTRY.struct_rule
+def _dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
+    if not dataclasses.is_dataclass(info.type):
+        return None
+    hints, told = get_type_hints(info.type, include_extras=True), _field_docstrings(info.type)
+    fields = []
+    for field in dataclasses.fields(info.type):
+        given = getattr(info.default, field.name, dataclasses.MISSING)
+        made = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        default = given if given is not dataclasses.MISSING else made
+        default = MISSING_NONPROP if default is dataclasses.MISSING else default
+        hint = "" if default is None or default == () or default == {} else None  # "(default: None)" tells nothing
+        shown = tyro.conf.arg(metavar=METAVARS.get(field.name) or _metavar(hints[field.name]), help_behavior_hint=hint)
+        kind: Any = Annotated[hints[field.name], shown]
+        fields.append(StructFieldSpec(name=field.name, type=kind, default=default, helptext=told.get(field.name)))
+    return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
+
+
+def _metavar(kind: Any) -> str | None:
+    """NUMBER for numbers, as many as there are; None leaves the choice to tyro."""
+    kinds = {kind, *get_args(kind)}
+    if get_origin(kind) is Literal or kind is bool:
+        return None
+    if {int, float} & kinds:
+        return "NUMBER ..." if get_origin(kind) is tuple else "NUMBER"
+    return None
+
+
+def _field_docstrings(kind: type) -> dict[str, str]:
+    """The string below each field of a dataclass, as one paragraph."""
+    found: dict[str, str] = {}
+    for parent in reversed(kind.__mro__):
+        if not dataclasses.is_dataclass(parent):
+            continue
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(parent))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, after in zip(definition.body, definition.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
+                assert isinstance(field.target, ast.Name)
+                found[field.target.id] = " ".join(str(ast.literal_eval(after.value)).split())
+    return found
+
+
+@_REGISTRY.primitive_rule
+def _mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Mapping[str, Any]] | None:
+    """`widths=16,M,32 bias=false` for {"widths": (16, "M", 32), "bias": False}."""
+    if info.type_origin is not Mapping:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME=VALUE ...",
+        instance_from_str=lambda words: dict(map(_pair, words)),
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda value: [f"{name}={_text(item)}" for name, item in value.items()],
+    )
+
+
+def _pair(word: str) -> tuple[str, Any]:
+    name, equals, value = word.partition("=")
+    if not name or not equals:
+        raise ValueError(f"{word!r} is not of the form NAME=VALUE")
+    return name, _value(value)
+
+
+def _value(text: str) -> Any:
+    """JSON or Python's True, False and None; a tuple where there are commas; otherwise the text itself."""
+    if text in (names := {"True": True, "False": False, "None": None}):
+        return names[text]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return tuple(map(_value, text.removesuffix(",").split(","))) if "," in text else text
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value)) + "," * (len(value) == 1)
+    return value if isinstance(value, str) else json.dumps(value)

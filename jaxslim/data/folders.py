@@ -1,0 +1,97 @@
+"""Folders of image files: SPLIT/CLASS/FILE."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from jaxslim.data.sources import Dataset, Source, Split, allocate, as_input_error, assemble, fit_one, stamp, track
+from jaxslim.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+KINDS = ", ".join(SUFFIXES)
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+
+log = logging.getLogger(__name__)
+
+
+def folder(root: Path) -> Source:
+    """Images `root/SPLIT/CLASS/*`, with the splits train and test (or val, valid, validation) and classes by name.
+
+    A file with several images counts as its first. A warning names what is skipped, except hidden files.
+
+    Raises:
+      InputError: a folder is missing or empty, or a symbolic link leads out of `root`.
+    """
+    home = Path(os.path.realpath(root))
+    splits = {entry.name: entry.path for entry in _entries(root, home) if entry.is_dir()}
+    test_name = next((name for name in TEST_FOLDERS if name in splits), None)
+    if "train" not in splits or test_name is None:
+        missing = "test (or val, valid, validation)" if "train" in splits else "train"
+        advice = f"lay images out as train/CLASS/*.png and test/CLASS/*.png ({KINDS})."
+        raise InputError(f"{root} has no folder {missing}; {advice}")
+    (train, test), skipped, stray = zip(*[_scan(splits[name], home) for name in ("train", test_name)], strict=True)
+    _warn(root, "files or folders in class folders that are no images", [*skipped[0], *skipped[1]])
+    _warn(root, "images outside of class folders", [*stray[0], *stray[1]])
+    if odd := sorted(train.keys() ^ test.keys()):
+        there, missing = ("train", test_name) if odd[0] in train else (test_name, "train")
+        raise InputError(f"{root}: class {odd[0]} is in {there} but not in {missing}; both need the same classes.")
+
+    def read(image_size: int, channels: int) -> Dataset:
+        decoded = [_decode(list(split.values()), image_size, channels) for split in (train, test)]
+        return assemble(root, decoded[0], decoded[1], list(train))
+
+    return Source(read, ["folder", str(home), [stamp(f) for split in (train, test) for c in split.values() for f in c]])
+
+
+def _entries(path: str | Path, home: Path) -> list[os.DirEntry]:
+    """What a folder holds, in order of name, without hidden files."""
+    with as_input_error(path, f"Cannot read the folder {path}", "check the path."):
+        entries = sorted((e for e in os.scandir(path) if not e.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(home):
+            raise InputError(f"{entry.path} is a symbolic link that leads out of {home}; put a copy there instead.")
+    return entries
+
+
+def _scan(split: str, home: Path) -> tuple[dict[str, list[str]], list[str], list[str]]:
+    """Image files by class, what the class folders hold besides, and image files outside of them."""
+    entries = _entries(split, home)
+    inside = {entry.name: _entries(entry.path, home) for entry in entries if entry.is_dir()}
+    classes = {name: [file.path for file in files if _is_image(file)] for name, files in inside.items()}
+    if not classes:
+        raise InputError(f"{split} has no class folders; put each image into a folder named after its class.")
+    if empty := [name for name, files in classes.items() if not files]:
+        raise InputError(f"The class folder {split}/{empty[0]} has no images ({KINDS}); add some or remove it.")
+    skipped = [file.path for files in inside.values() for file in files if not _is_image(file)]
+    return classes, skipped, [entry.path for entry in entries if _is_image(entry)]
+
+
+def _is_image(entry: os.DirEntry) -> bool:
+    return entry.name.lower().endswith(SUFFIXES) and not entry.is_dir()
+
+
+def _warn(root: Path, what: str, paths: list[str], most: int = 3) -> None:
+    if paths:
+        names = [os.path.relpath(path, root) for path in paths[:most]] + ["..."] * (len(paths) > most)
+        log.warning("%s: skipped %d %s: %s", root, len(paths), what, ", ".join(names))
+
+
+def _decode(classes: list[list[str]], image_size: int, channels: int) -> Split:
+    """Images (n, image_size, image_size, channels) of files listed by class, and their labels."""
+    from PIL import Image, ImageOps
+
+    files = [file for names in classes for file in names]
+    images = allocate(len(files), image_size, channels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for target, file in zip(images, track(files, f"Decoding {len(files)} images"), strict=True):
+            with (
+                as_input_error(file, f"Cannot decode the image {file}", "replace or remove it."),
+                Image.open(file, formats=FORMATS) as image,
+            ):
+                target[...] = fit_one(ImageOps.exif_transpose(image), image_size, channels)
+    return images, np.repeat(np.arange(len(classes)), [len(names) for names in classes])
