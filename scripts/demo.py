@@ -40,15 +40,11 @@ def main(argv: list[str]) -> None:
         print(old.read_text())
         print(f"Done before; delete {out} to start over. Report: {old}")
         return
-    import jax
-
     from jaxslim.commands.prune import show
-    from jaxslim.core.cost import count
     from jaxslim.experiments import sweep
     from jaxslim.experiments.cutting import cut_once, save_cut
     from jaxslim.experiments.finetuning import finetuning
     from jaxslim.reporting import report
-    from jaxslim.storage import checkpoint
     from jaxslim.training.loop import train
 
     start_jax()
@@ -61,8 +57,7 @@ def main(argv: list[str]) -> None:
         print(f"\n--- {step}: {command_line(*words, **options)} ---", flush=True)
 
     def trained(name: str) -> Any:
-        config = dataclasses.replace(load_config(f"digits-{name}"), **changes, workdir=str(runs[name]))
-        return train(config)
+        return train(dataclasses.replace(load_config(f"digits-{name}"), **changes, workdir=str(runs[name])))
 
     announce("1/5 baseline", "train", "digits-baseline", workdir=runs["baseline"])
     baseline = trained("baseline")
@@ -78,16 +73,14 @@ def main(argv: list[str]) -> None:
     announce("5/5 fine-tuning", "train", "digits-finetune", init_from=pruned, workdir=runs["fine-tuned"])
     tuned = train(finetuning(pruned, load_config("digits-finetune"), **changes, workdir=str(runs["fine-tuned"])))
 
-    finetuned = {ratio: tuned.metrics["accuracy"]}
-    rows = tuple(dataclasses.replace(row, finetuned_accuracy=finetuned.get(row.ratio)) for row in found.sweep)
-    full, cut = rows[0], next(row for row in rows if row.ratio == ratio)
-    module, variables, meta = checkpoint.load(tuned.folder)
-    small = count(module.apply, variables, jax.ShapeDtypeStruct((1, *meta["image_shape"]), "float32"))
+    rows = {row.ratio: row for row in found.sweep}
+    full, cut = rows[0], rows[ratio]
+    rows[ratio] = dataclasses.replace(cut, finetuned_accuracy=tuned.metrics["accuracy"])
     steps = (
         ("Baseline", baseline.metrics["accuracy"], full),
         ("Trained with sparsity", sparse.metrics["accuracy"], full),
         (f"Cut at {ratio:g}", cut.accuracy, cut),
-        ("Fine-tuned", tuned.metrics["accuracy"], small),
+        ("Fine-tuned", tuned.metrics["accuracy"], cut),
     )
     result = dataclasses.replace(
         found,
@@ -96,18 +89,16 @@ def main(argv: list[str]) -> None:
             report.PipelineRow(name=name, accuracy=accuracy, params=size.params, macs=size.macs)
             for name, accuracy, size in steps
         ),
-        sweep=rows,
-        curves={name: _rows(run / "metrics.jsonl") for name, run in runs.items()},
+        sweep=tuple(rows.values()),
+        curves={
+            name: [*map(json.loads, (run / "metrics.jsonl").read_text().splitlines())] for name, run in runs.items()
+        },
         notes={**found.notes, "run time": f"{time.perf_counter() - started:.0f} s", "command": command},
     )
     print("\n--- what was measured ---", flush=True)
     report.show(result)
     report.write(result, folder)
     print(f"Report: {folder}/report.md (with CSV, JSON and plots beside it)")
-
-
-def _rows(metrics: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in metrics.read_text().splitlines()]
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ import importlib
 import os
 import pkgutil
 import shutil
-import sys
 import tempfile
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -49,3 +49,12 @@ def test_images_of_ones_own(tmp_path):
         f"accuracy    {accuracy['photos-pruned-finetuned']}% on 360 test images of {tmp_path / 'photos'}" in evaluated
     )
     assert f"parameters  {small:,}\n" in evaluated
+
+
+def test_picture_of_readme(tmp_path):
+    file = tmp_path / "picture.png"
+    shortly = (
+        "import own_linen, how_slimming_works as works; own_linen.TRAIN = own_linen.FINETUNE = 1; works.main({!r})"
+    )
+    run(sys.executable, "-c", shortly.format(str(file)), PYTHONPATH=str(EXAMPLES))
+    assert file.read_bytes().startswith(b"\x89PNG")

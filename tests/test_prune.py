@@ -131,7 +131,7 @@ def test_absorption_comes_before_the_cut() -> None:
     jax.tree.map(np.testing.assert_array_equal, pruned.variables, jaxslim.cut(pruned.graph, absorbed, pruned.plan))
     assert pruned.module == plain.module
     assert not np.array_equal(
-        pruned.variables["batch_stats"]["bn1"]["mean"], plain.variables["batch_stats"]["bn1"]["mean"]
+        pruned.variables["params"]["classifier"]["bias"], plain.variables["params"]["classifier"]["bias"]
     )
 
 

@@ -1,15 +1,17 @@
 """Command lines from dataclasses: each field is an option, and its docstring is the help."""
 
-import ast
 import dataclasses
 import inspect
+import itertools
 import json
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import docstring_parser
 import tyro
+from tyro.conf import Positional
 from tyro.constructors import (
     MISSING_NONPROP,
     ConstructorRegistry,
@@ -38,6 +40,31 @@ _REGISTRY = ConstructorRegistry()
 _Options = TypeVar("_Options")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfCheckpoint:
+    """What every command asks that takes a checkpoint."""
+
+    checkpoint: Positional[str]
+    """Folder of a checkpoint, RUN/best, RUN/latest, or a run, which stands for its latest."""
+    dataset: str | None = None
+    """Data set to use; by default the one that the network was trained on."""
+    data_dir: str | None = None
+    """Where TFDS keeps its data sets; by default where the checkpoint found them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfCut(OfCheckpoint):
+    """What every command asks that cuts channels."""
+
+    min_channels: int = 1
+    """Each layer keeps at least this many, its best ones."""
+    absorb: bool = True
+    """Move what the cut channels passed on, relu(bias), into the layers behind them; the reference drops it."""
+    recalibrate: int = 0
+    """Training batches to estimate the BatchNorm statistics of the cut network again on, for example 20; 0 keeps the
+    old ones."""
+
+
 def parse(
     kind: type[_Options],
     argv: Sequence[str],
@@ -50,14 +77,14 @@ def parse(
     """Read `argv` as an instance of the dataclass `kind`; `--help` and mistakes end the process, as argparse does.
 
     Args:
-      kind: dataclass; the first paragraph of its docstring describes the command unless `description` does.
-      argv: words after the name of the command.
-      prog: the command as `--help` shows it.
-      examples: command lines that `--help` shows.
-      default: instance whose values the options start from.
+      kind: its docstring describes the command, unless `description` does.
+      argv: words after the name of the command, `prog`.
+      prog: shown by `--help`, as `examples` are.
+      examples: command lines.
+      description: of the command.
+      default: instance whose values the options start from; a `kind` with a default factory needs one.
     """
-    about = description or (inspect.getdoc(kind) or "").partition("\n\n")[0]
-    lines = [*textwrap.wrap(about, 78), "", "Examples:", *examples]
+    lines = [*textwrap.wrap(description or inspect.getdoc(kind) or "", 78), "", "Examples:", *examples]
     about = "\n".join(line if line in ("", "Examples:") else f"  {line}" for line in lines)  # tyro joins other lines
     return tyro.cli(kind, args=argv, prog=prog, description=about, default=default, registry=_REGISTRY)
 
@@ -77,10 +104,10 @@ def data_of(options: dict[str, Any]) -> dict[str, str]:
 def word_after(argv: Sequence[str], option: str) -> str | None:
     """The value of `option` in `argv`, as `--option VALUE` or `--option=VALUE`; None if it is not given."""
     found = None
-    for number, word in enumerate(argv):
+    for word, after in itertools.pairwise([*argv, "--"]):
         name, equals, value = word.partition("=")
         if name.replace("_", "-") == option:
-            found = value if equals else "".join(argv[number + 1 : number + 2])
+            found = value if equals else None if after.startswith("--") else after
     return found
 
 
@@ -90,15 +117,13 @@ def _dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
         return None
     hints, told = get_type_hints(info.type, include_extras=True), _field_docstrings(info.type)
     fields = []
-    for field in dataclasses.fields(info.type):
-        given = getattr(info.default, field.name, dataclasses.MISSING)
-        made = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        default = given if given is not dataclasses.MISSING else made
+    for field in sorted(dataclasses.fields(info.type), key=lambda field: [*told].index(field.name)):
+        default = getattr(info.default, field.name, field.default)
         default = MISSING_NONPROP if default is dataclasses.MISSING else default
         hint = "" if default is None or default == () or default == {} else None  # "(default: None)" tells nothing
         shown = tyro.conf.arg(metavar=METAVARS.get(field.name) or _metavar(hints[field.name]), help_behavior_hint=hint)
         kind: Any = Annotated[hints[field.name], shown]
-        fields.append(StructFieldSpec(name=field.name, type=kind, default=default, helptext=told.get(field.name)))
+        fields.append(StructFieldSpec(name=field.name, type=kind, default=default, helptext=told[field.name]))
     return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
 
 
@@ -113,18 +138,10 @@ def _metavar(kind: Any) -> str | None:
 
 
 def _field_docstrings(kind: type) -> dict[str, str]:
-    """The string below each field of a dataclass, as one paragraph."""
-    found: dict[str, str] = {}
-    for parent in reversed(kind.__mro__):
-        if not dataclasses.is_dataclass(parent):
-            continue
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(parent))).body
-        assert isinstance(definition, ast.ClassDef)
-        for field, after in zip(definition.body, definition.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
-                assert isinstance(field.target, ast.Name)
-                found[field.target.id] = " ".join(str(ast.literal_eval(after.value)).split())
-    return found
+    """The string below each field of a dataclass, as one paragraph; its own fields come before inherited ones."""
+    parents = filter(dataclasses.is_dataclass, kind.__mro__)
+    fields = (field for parent in parents for field in docstring_parser.parse_from_object(parent).params)
+    return {field.arg_name: " ".join((field.description or "").split()) for field in fields}
 
 
 @_REGISTRY.primitive_rule

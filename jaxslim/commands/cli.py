@@ -17,8 +17,7 @@ from jaxslim.files import cache_folder
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
-    """Call `main(arguments)` and exit: with 0, with 2 for unusable input, with 1 for a run that diverged, or with 128
-    plus a signal's number."""
+    """Call `main(arguments)`. Exit with 2 for unusable input, 1 for a run that diverged, 128 + number for a signal."""
     _keep_compiled_programs()
     _quieten_libraries()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -43,15 +42,14 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = first_line(error) if str(error) else "out of memory"
-        _fail(
-            f"the memory is too small ({reason}); lower the batch size or the image size, or the network's widths.", 2
-        )
+        advice = "lower the batch size or the image size, or the network's widths."
+        _fail(f"the memory is too small ({reason}); {advice}", 2)
     except KeyboardInterrupt:
         _fail("stopped; run the same command again, and training goes on from its latest checkpoint.", 130)
 
 
 def start_jax() -> None:
-    """Start the devices that JAX computes on, before anything that could take their failure for another one.
+    """Start the devices that JAX computes on, before anything could take their failure for one of its own.
 
     Raises:
       InputError: they cannot be started.
@@ -108,26 +106,23 @@ def _report_unraisable(unraisable: Any) -> None:
 @contextlib.contextmanager
 def _interrupts() -> Iterator[None]:
     """Raise KeyboardInterrupt for Ctrl-C even where a module that is being imported turns it into another error."""
-    interrupted = False
+    pressed = threading.Event()
 
     def interrupt(*_: Any) -> None:
-        nonlocal interrupted
-        interrupted = True
+        pressed.set()
         raise KeyboardInterrupt
 
-    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not default or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGINT, interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # the shell has a job in the background ignore it
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     except Exception as error:
-        if interrupted:
+        if pressed.is_set():
             raise KeyboardInterrupt from error
         raise
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)
 
 
 def _fail(message: str, code: int) -> None:

@@ -2,9 +2,7 @@
 
 import dataclasses
 
-from tyro.conf import Positional
-
-from jaxslim.commands.arguments import parse
+from jaxslim.commands.arguments import OfCheckpoint, parse
 from jaxslim.commands.cli import start_jax
 from jaxslim.errors import InputError
 
@@ -12,15 +10,9 @@ EXAMPLES = ("jaxslim evaluate runs/digits-sparse", "jaxslim evaluate runs/digits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(OfCheckpoint):
     """Print accuracy, loss, digest, parameters, MACs and latency of a checkpoint's network."""
 
-    checkpoint: Positional[str]
-    """Folder of a checkpoint, RUN/best, RUN/latest, or a run, which stands for its latest."""
-    dataset: str | None = None
-    """Data set to evaluate on; by default the one that the network was trained on."""
-    data_dir: str | None = None
-    """Where TFDS keeps its data sets; by default where the checkpoint found them."""
     batch_size: int = 500
     """Images a batch."""
 

@@ -4,9 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from tyro.conf import Positional
-
-from jaxslim.commands.arguments import data_of, parse
+from jaxslim.commands.arguments import OfCut, data_of, parse
 from jaxslim.commands.cli import command_line, start_jax
 from jaxslim.errors import InputError
 
@@ -18,34 +16,21 @@ EXAMPLES = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(OfCut):
     """Cut channels out of a checkpoint's network and save the smaller one as a new checkpoint."""
 
-    checkpoint: Positional[str]
-    """Folder of a checkpoint, RUN/best, RUN/latest, or a run, which stands for its latest."""
     out: str
     """Folder to make for the smaller network's checkpoint."""
     ratio: float | None = None
     """Share of the channels to cut, over all layers together, in [0, 1)."""
     threshold: float | None = None
     """Cut the channels whose |scale| is at most this, instead of a ratio."""
-    min_channels: int = 1
-    """Each layer keeps at least this many, its best ones."""
     max_layer_ratio: float = 1.0
     """Largest share of the channels of one layer that may go."""
     multiple_of: int = 1
     """Round the channels that each layer keeps up to a multiple of this."""
     leave: tuple[str, ...] = ()
     """Layers that lose nothing, by the names of the table, for example bn0 bn1."""
-    absorb: bool = True
-    """Move what the cut channels passed on, relu(bias), into the layers behind them; the reference drops it."""
-    recalibrate: int = 0
-    """Training batches to estimate the BatchNorm statistics of the cut network again on, for example 20; 0 keeps the
-    old ones."""
-    dataset: str | None = None
-    """Data set for the accuracy and --recalibrate; by default the one that the network was trained on."""
-    data_dir: str | None = None
-    """Where TFDS keeps its data sets; by default where the checkpoint found them."""
 
 
 def main(argv: list[str]) -> None:
@@ -69,6 +54,7 @@ def main(argv: list[str]) -> None:
         print(f"accuracy    {full:.2%} -> {cut:.2%} on {images}, before fine-tuning")
     except InputError as error:
         print(f"accuracy    not measured: {error}")
+        data = {}  # training would not find or take it either
     print(f"Saved {out}.")
     if "config" in meta:
         print(f"Next: {command_line('train', init_from=out, **data)}")
@@ -77,29 +63,23 @@ def main(argv: list[str]) -> None:
 def show(pruned: Any, meta: dict[str, Any]) -> None:
     """Print what `save_cut` did: layers, size, and the check."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table("layer", "channels", "after", "cut", "protected")
-    for column in table.columns[1:4]:
-        column.justify = "right"
+    table = Table("layer", *(Column(name, justify="right") for name in ("channels", "after", "cut")), "protected")
     for layer in pruned.plan.layers:
-        table.add_row(
-            Text(layer.name),  # a plain string may hold rich's markup
-            str(layer.before),
-            str(layer.after),
-            f"{1 - layer.after / layer.before:.0%}",
-            "yes" if layer.protected else "",
-        )
+        numbers = (str(layer.before), str(layer.after), f"{1 - layer.after / layer.before:.0%}")
+        table.add_row(Text(layer.name), *numbers, "yes" * layer.protected)  # a plain string may hold rich's markup
     Console().print(table)
     full, small, check = meta["full_cost"], meta["cost"], meta["check"]
     requested = "by threshold" if meta["plan"]["requested"] is None else f"requested {meta['plan']['requested']:.2%}"
+    agreed = f"logits within {check['logits_difference']:.1e} of the full network's with those channels at zero"
+    inexact = "" if check["exact"] else " (inexact units: cutting and zeroing differ)"
     lines = (
         f"channels    {requested}, cut {pruned.plan.achieved:.2%}",
         f"parameters  {full['params']:,} -> {small['params']:,} ({small['params'] / full['params']:.1%})",
         f"MACs        {full['macs']:,} -> {small['macs']:,} ({small['macs'] / full['macs']:.1%})",
-        f"check       logits within {check['logits_difference']:.1e} of the full network's with those channels at zero"
-        + ("" if check["exact"] else " (inexact units: cutting and zeroing differ)"),
+        f"check       {agreed}{inexact}",
         *([f"absorbed    into {meta['absorbed_into']} vectors"] if meta["plan"]["absorb"] else []),
         *([f"statistics  of {batches} training batches"] if (batches := meta["recalibrated_on"]) else []),
     )

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tyro.conf import Positional
-
-from jaxslim.commands.arguments import absolute, data_of, parse
+from jaxslim.commands.arguments import OfCut, absolute, data_of, parse
 from jaxslim.commands.cli import command_line, start_jax
 from jaxslim.errors import InputError
-from jaxslim.files import check_out, locked
+from jaxslim.files import locked
 from jaxslim.training.config import RATIOS
 
 EXAMPLES = (
@@ -22,11 +20,9 @@ EXAMPLES = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(OfCut):
     """Cut a checkpoint's network at several ratios, and report the accuracy and size that each leaves."""
 
-    checkpoint: Positional[str]
-    """Folder of a checkpoint, RUN/best, RUN/latest, or a run, which stands for its latest."""
     ratios: tuple[float, ...] = RATIOS
     """Shares of the channels to cut."""
     out: str | None = None
@@ -39,20 +35,8 @@ class Options:
     """How the rate of fine-tuning falls, as for `jaxslim train`."""
     verify: bool = False
     """Also evaluate each network that was really cut, to see that it agrees with zeroed channels."""
-    min_channels: int = 1
-    """Each layer keeps at least this many, its best ones."""
-    absorb: bool = True
-    """Move what the cut channels passed on, relu(bias), into the layers behind them, and show the accuracy with and
-    without; the reference drops it."""
-    recalibrate: int = 0
-    """Training batches to estimate the BatchNorm statistics of each cut network again on, for example 20; 0 keeps the
-    old ones."""
     baseline: str | None = None
     """Checkpoint trained without sparsity, whose scales are drawn beside this one's."""
-    dataset: str | None = None
-    """Data set to evaluate and fine-tune on; by default the one that the network was trained on."""
-    data_dir: str | None = None
-    """Where TFDS keeps its data sets; by default where the checkpoint found them."""
 
 
 def main(argv: list[str]) -> None:
@@ -62,9 +46,10 @@ def main(argv: list[str]) -> None:
         raise InputError(f"finetune_epochs is {options.finetune_epochs}; it must be at least 0.")
     if options.learning_rate is not None and not options.finetune_epochs:
         raise InputError("learning_rate is of fine-tuning; give --finetune-epochs too, for example 10.")
-    if options.recalibrate < 0:
-        raise InputError(f"recalibrate is {options.recalibrate}; it must be a number of batches, 0 or more.")
+    if options.out == "":
+        raise InputError("--out is empty; give a folder for the report.")
     from jaxslim.experiments import sweep
+    from jaxslim.experiments.cutting import check_place
     from jaxslim.experiments.finetuning import home
     from jaxslim.reporting import report
 
@@ -75,7 +60,7 @@ def main(argv: list[str]) -> None:
     finetune = {"epochs": epochs, "schedule": schedule} | ({} if rate is None else {"learning_rate": rate})
     run = home(path)
     out = Path(out).absolute() if out else run.with_name(f"{run.name}-sweep")
-    check_out(out)
+    check_place(out)
     if (out / "config.json").exists() and (out / "checkpoints").exists():
         raise InputError(f"{out} holds a training run; choose another --out.")
     with locked(out, "--out"):

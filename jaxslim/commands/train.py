@@ -14,7 +14,8 @@ from jaxslim.training.config import DIGITS, TrainConfig
 DESCRIPTION = """Train a network, with sparsity if --l1 is above 0. The same command continues a run that was stopped.
 CONFIG is a name that --list shows, or a Python file; its values are then the defaults below. Without it, a small VGG
 learns the digits that come with scikit-learn. With --init-from CHECKPOINT, that network is fine-tuned: the checkpoint
-decides the data, and the recipe too if there is no CONFIG."""
+decides the data, and the recipe too if there is no CONFIG. In --model-args, commas make a list: widths=16,32,M,64 or,
+for a single number, widths=16, with the comma."""
 EXAMPLES = (
     "jaxslim train",
     "jaxslim train --list",
@@ -32,10 +33,11 @@ def main(argv: list[str]) -> None:
         print("\n".join(f"{name:{width}}  {summary}" for name, summary in summaries().items()))
         return
     names = packaged()
+    named = bool(argv) and not argv[0].startswith("-")
     for before, word in itertools.pairwise(argv):
         if (word in names or word.endswith(".py")) and not before.startswith("-"):
-            raise InputError(f"The config comes before the options: jaxslim train {word} [OPTIONS].")
-    named = bool(argv) and not argv[0].startswith("-")
+            problem = "Give one config" if named else "The config comes before the options"
+            raise InputError(f"{problem}: jaxslim train {argv[0] if named else word} [OPTIONS].")
     recipe, words = (load_config(argv[0]), argv[1:]) if named else (None, argv)
     source = word_after(words, "--init-from") or (recipe.init_from if recipe else None)
     if not source or {"-h", "--help"} & {*words}:  # answers before JAX is imported
@@ -56,25 +58,23 @@ def main(argv: list[str]) -> None:
         wait("for the devices of all processes")  # one that ends now would look to the others like a broken device
         if source:
             source, name = absolute(source), word_after(words, "--name")
-            config = _parse(words, finetuning(source, recipe, **({"name": name} if name else {})))
+            tuning = finetuning(source, recipe, **({"name": name} if name else {}))
+            config = _parse(words, _fit_channels(words, tuning))
             check_unchanged(config, source)
         if not config.compilation_cache:
             jax.config.update("jax_enable_compilation_cache", False)
         folder = train(config).folder
-        if is_first():
-            print("\n".join(_next_commands(config, folder)))
+        if is_first() and config.l1:
+            cut = {"ratio": 0.7, "out": folder.with_name(f"{folder.name}-pruned")}
+            print(f"Next: {command_line('sweep', folder)}\nor:   {command_line('prune', folder, **cut)}")
+        elif is_first():
+            print(f"Next: {command_line('evaluate', folder)}")
 
 
 def _parse(words: list[str], default: TrainConfig) -> TrainConfig:
     """`default` with the options in `words`; paths become absolute, so that later commands find them from anywhere."""
-    config = parse(
-        TrainConfig,
-        words,
-        prog="jaxslim train [CONFIG]",
-        description=DESCRIPTION,
-        examples=EXAMPLES,
-        default=default,
-    )
+    shown: Any = {"prog": "jaxslim train [CONFIG]", "description": DESCRIPTION, "examples": EXAMPLES}
+    config = parse(TrainConfig, words, **shown, default=default)
     changes: dict[str, Any] = data_of({"dataset": config.dataset, "data_dir": config.data_dir})
     if config.init_from:
         changes["init_from"] = absolute(config.init_from)
@@ -101,13 +101,3 @@ def _fit_channels(words: list[str], config: TrainConfig) -> TrainConfig:
     number = int(channels)
     changes: dict[str, Any] = {"channels": number, "mean": config.mean[:1] * number, "std": config.std[:1] * number}
     return dataclasses.replace(config, **changes)
-
-
-def _next_commands(config: TrainConfig, folder: Path) -> list[str]:
-    if not config.l1:
-        return [f"Next: {command_line('evaluate', folder)}"]
-    pruned = folder.with_name(f"{folder.name}-pruned")
-    return [
-        f"Next: {command_line('sweep', folder)}",
-        f"or:   {command_line('prune', folder, ratio=0.7, out=pruned)}",
-    ]

@@ -1,6 +1,7 @@
 """Cutting the network of a checkpoint into a checkpoint of its own."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,38 @@ import jax
 import jax.numpy as jnp
 
 from jaxslim.core.cost import count
+from jaxslim.data import Dataset
 from jaxslim.errors import InputError
 from jaxslim.files import check_out
 from jaxslim.slim.prune import Pruned, difference, prune, tolerance
 from jaxslim.slim.recalibrate import recalibrate as recalibrate_statistics
 from jaxslim.storage import checkpoint
+from jaxslim.training.config import TrainConfig
 from jaxslim.training.evaluation import evaluator, training_batches
 from jaxslim.training.feed import device_mesh
 from jaxslim.training.network import load_trained
 
-SAMPLE = 16
-"""Random images on which a cut network is compared with the full one."""
-
 
 def sample(image_shape: Any) -> jax.Array:
-    """Normalised random images (SAMPLE, height, width, channels), the same for the same shape."""
-    return jax.random.normal(jax.random.key(0), (SAMPLE, *image_shape))
+    """Normalised random images (16, height, width, channels) to compare networks on, the same for the same shape."""
+    return jax.random.normal(jax.random.key(0), (16, *image_shape))
+
+
+def statistics_batches(number: int, config: TrainConfig, images: Dataset) -> list[jax.Array]:
+    """The first `number` of `training_batches`, to estimate BatchNorm statistics on."""
+    if number < 0:
+        raise InputError(f"recalibrate is {number}; it must be a number of batches, 0 or more.")
+    return training_batches(config, images, number) if number else []
+
+
+def check_place(out: Path) -> None:
+    """Raise InputError, before the work, for an `--out` that cannot become a folder or would damage a checkpoint."""
+    check_out(out)
+    known = [place for place in (out, *out.parents) if (place / "meta").is_dir() and (place / "variables").is_dir()]
+    if out in known or out.name == "checkpoints":
+        raise InputError(f"{out} holds a checkpoint; choose another --out.")
+    if known or out.parent.name == "checkpoints":
+        raise InputError(f"{out} lies among a run's own checkpoints or inside one; choose another --out.")
 
 
 def save_cut(
@@ -45,8 +62,7 @@ def save_cut(
       ratio: of `plan`.
       absorb: of `prune`.
       recalibrate: training batches to estimate the BatchNorm statistics of the cut network on; 0 keeps the old ones.
-      data: where the checkpoint's own images cannot be found any more: other values for `dataset` or `data_dir` of its
-        configuration. Only `recalibrate` needs images.
+      data: other values for `dataset` or `data_dir` of the checkpoint's configuration. Only `recalibrate` needs images.
       **options: of `plan`.
 
     Returns:
@@ -56,13 +72,14 @@ def save_cut(
     Raises:
       InputError: as `load`, `plan` and `save`; or the check fails although every unit that was cut is exact.
     """
-    if recalibrate < 0:
-        raise InputError(f"recalibrate is {recalibrate}; it must be a number of batches, 0 or more.")
-    check_out(Path(out))
-    path = checkpoint.find(path)
+    path, out = checkpoint.find(path), Path(out).absolute()
+    if os.path.lexists(out):
+        raise InputError(f"{out} exists already and checkpoints are never overwritten; choose another --out.")
+    check_place(out)
     module, variables, meta = checkpoint.load(path)
     if "image_shape" not in meta:
         raise InputError(f"{path} does not name its images' shape; save it with meta={{'image_shape': [32, 32, 3]}}.")
+    batches = statistics_batches(recalibrate, *load_trained(path, **data or {})[1:]) if recalibrate else []
     images = sample(meta["image_shape"])
     pruned = prune(module, variables, ratio, images, absorb=absorb, **options)
     gap = difference(module, pruned, images)
@@ -72,11 +89,7 @@ def save_cut(
             f"The cut network's logits differ from the zeroed full network's by {gap:.2g} of the largest; nothing was "
             "saved. The network takes a width from something other than its parameters' shapes."
         )
-    small, batches = pruned.variables, []
-    if recalibrate:
-        _, config, found = load_trained(path, **data or {})
-        batches = training_batches(config, found, recalibrate)
-        small = recalibrate_statistics(pruned.module, small, batches)
+    small = recalibrate_statistics(pruned.module, pruned.variables, batches) if batches else pruned.variables
     pairs = zip(jax.tree.leaves(pruned.full), jax.tree.leaves(variables), strict=True)
     described: dict[str, Any] = {
         "kind": "pruned",
@@ -118,19 +131,17 @@ def cut_once(path: str | Path, folder: Path, ratio: float | None, **how: Any) ->
 
 
 def accuracies(full: str | Path, cut: str | Path, **data: Any) -> tuple[float, float, str]:
-    """Accuracy of two checkpoints on the test images that the first was trained with, and which images these are.
+    """Accuracy of two checkpoints on the test images of the first, and a description of the images.
 
     Args:
       full: a checkpoint that names its training configuration.
       cut: another checkpoint, for the same images.
-      **data: of `load_trained`.
-
-    Raises:
-      InputError: as `load_trained`.
+      **data: of `load_trained`, which raises InputError.
     """
     loaded, config, images = load_trained(full, **data)
-    found = []
-    for module, variables, _ in (loaded, checkpoint.load(cut)):
-        test = evaluator(config, module, device_mesh(), images.test_images, images.test_labels)
-        found.append(test(variables).accuracy)
-    return found[0], found[1], f"{len(images.test_labels):,} test images of {images.name}"
+
+    def accuracy(module: Any, variables: Any, _: Any) -> float:
+        return evaluator(config, module, device_mesh(), images.test_images, images.test_labels)(variables).accuracy
+
+    described = f"{len(images.test_labels):,} test images of {images.name}"
+    return accuracy(*loaded), accuracy(*checkpoint.load(cut)), described

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxslim import data, models
+from jaxslim import models
 from jaxslim.core.cost import count
 from jaxslim.core.cut import zero
 from jaxslim.core.graph import trace
-from jaxslim.core.plan import plan
+from jaxslim.core.plan import Plan, plan
+from jaxslim.data import Dataset
+from jaxslim.data.loading import hold_out
 from jaxslim.errors import InputError
-from jaxslim.experiments.cutting import cut_once, sample
+from jaxslim.experiments.cutting import cut_once, sample, statistics_batches
 from jaxslim.experiments.finetuning import finetuning
 from jaxslim.experiments.hardware import machine
 from jaxslim.reporting.results import Report, SweepRow
@@ -24,8 +26,8 @@ from jaxslim.slim.prune import Pruned, apply_plan, difference, tolerance
 from jaxslim.slim.recalibrate import recalibrator
 from jaxslim.storage.checkpoint import Loaded, find, load
 from jaxslim.training.config import RATIOS, TrainConfig
-from jaxslim.training.evaluation import evaluator, training_batches
-from jaxslim.training.feed import device_mesh
+from jaxslim.training.evaluation import evaluator
+from jaxslim.training.feed import check_batches, device_mesh
 from jaxslim.training.loop import train
 from jaxslim.training.network import load_trained
 
@@ -40,7 +42,7 @@ class Cut(NamedTuple):
 def sweep(
     loaded: Loaded,
     config: TrainConfig,
-    images: data.Dataset,
+    images: Dataset,
     ratios: Sequence[float] = RATIOS,
     *,
     verify: bool = False,
@@ -72,7 +74,7 @@ def sweep(
     if not ratios or len(set(ratios)) != len(ratios):
         raise InputError(f"The ratios are {list(ratios)}; give at least one, each once, for example 0 0.5 0.7.")
     module, variables = loaded.module, loaded.variables
-    batches = training_batches(config, images, recalibrate) if recalibrate else []
+    batches = statistics_batches(recalibrate, config, images)
 
     def measurer(network: Any) -> Callable[[Any], float]:
         """A function of variables of `network`: recalibrates them if asked to, and returns the test accuracy."""
@@ -85,22 +87,19 @@ def sweep(
     plans = [plan(graph, bn_scales(variables), ratio, min_channels) for ratio in ratios]  # all, to fail before the work
     absorbed = absorber(module.apply, variables, graph, inputs) if absorb else None
 
-    def cut(index: int, absorb: Any) -> Pruned:
-        full = absorb(plans[index]) if absorb else variables
-        return apply_plan(module, full, graph, plans[index], inputs)
+    def cut(plan: Plan, absorb: Any) -> Pruned:
+        return apply_plan(module, absorb(plan) if absorb else variables, graph, plan, inputs)
 
-    most = int(np.argmax(ratios))
-    agrees = difference(module, cut(most, absorbed), inputs) <= tolerance(module)
+    agrees = difference(module, cut(plans[np.argmax(ratios)], absorbed), inputs) <= tolerance(module)
     zeroed = measurer(module)
 
     def accuracy(pruned: Pruned) -> float:
-        exact = agrees and graph.exact[~pruned.plan.keep].all()
-        if exact:
+        if agrees and graph.exact[~pruned.plan.keep].all():
             return zeroed(zero(graph, pruned.full, pruned.plan))
         return measurer(pruned.module)(pruned.variables)
 
-    for index, ratio in enumerate(ratios):
-        pruned = cut(index, absorbed)
+    for ratio, chosen in zip(ratios, plans, strict=True):
+        pruned = cut(chosen, absorbed)
         params, macs = count(pruned.module.apply, pruned.variables, inputs)
         row = SweepRow(
             ratio=ratio,
@@ -109,7 +108,7 @@ def sweep(
             macs=macs,
             kept={layer.name: layer.after for layer in pruned.plan.layers},
             protected=pruned.plan.protected,
-            plain_accuracy=accuracy(cut(index, None)) if absorb else None,
+            plain_accuracy=accuracy(cut(chosen, None)) if absorb else None,
             verified_accuracy=measurer(pruned.module)(pruned.variables) if verify else None,
             logits_difference=difference(module, pruned, inputs) if verify else None,
             architecture=models.architecture(pruned.module),
@@ -155,8 +154,10 @@ def study(
         "data": f"{len(images.test_labels)} test images of {images.name}",
     }
     if finetune:
-        tuned = finetuning(path, **finetune)
-        how = f"epochs {tuned.epochs}, learning rate {tuned.learning_rate:g}, schedule {tuned.schedule}"
+        tuning = finetuning(path, **data, **finetune)
+        trained_on = hold_out(images, tuning.holdout, tuning.seed)[0] if tuning.holdout else images
+        check_batches(tuning.batch_size, tuning.epochs, len(trained_on.train_labels), device_mesh())
+        how = f"epochs {tuning.epochs}, learning rate {tuning.learning_rate:g}, schedule {tuning.schedule}"
         notes["fine-tuning"] = how
         print(f"fine-tuning each cut network: {how}", file=sys.stderr)
     rows, thresholds, channels = [], {}, {}

@@ -1,6 +1,8 @@
 """The data and the network that a configuration means."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +54,8 @@ def build(config: TrainConfig, source: Loaded | None, images: data.Dataset) -> t
         module = module.clone(dtype=dtype) if hasattr(module, "dtype") else module
     else:
         module = models.build(config.model, dict(config.model_args), num_classes=classes, dtype=dtype)
-        try:
+        with _applied(config.model, image.shape[1:], "change image_size, channels or model_args"):
             variables = jax.jit(module.init)(jax.random.key(config.seed), image)
-        except InputError:
-            raise
-        except Exception as error:  # whatever the module, Flax and JAX find wrong
-            raise InputError(
-                f"model {config.model} cannot be applied to images of shape {image.shape[1:]} ({first_line(error)}); "
-                "change image_size, channels or model_args."
-            ) from error
     check_fit(module, variables, images, config.init_from or config.model)
     return module, variables
 
@@ -72,17 +67,22 @@ def check_fit(module: Any, variables: Any, images: data.Dataset, name: Any) -> N
       InputError: as above.
     """
     shape = images.test_images.shape[1:]
-    try:
+    with _applied(name, shape, "give the image_size and channels that it was trained with"):
         logits = jax.eval_shape(module.apply, variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    except InputError:
-        raise
-    except Exception as error:  # whatever the module, Flax and JAX find wrong
-        raise InputError(
-            f"{name} cannot be applied to images of shape {shape} ({first_line(error)}); give the image_size and "
-            "channels that it was trained with."
-        ) from error
     if logits.shape[-1] != len(images.class_names):
         raise InputError(
             f"{name} tells {logits.shape[-1]} classes apart and {images.name} has {len(images.class_names)}; give the "
             "data set that it was trained on."
         )
+
+
+@contextlib.contextmanager
+def _applied(name: Any, shape: tuple[int, ...], fix: str) -> Iterator[None]:
+    """Say in one sentence what the module, Flax or JAX finds wrong with images of `shape`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = first_line(error)
+        raise InputError(f"{name} cannot be applied to images of shape {shape} ({reason}); {fix}.") from error

@@ -3,7 +3,7 @@
 #
 # Command: scripts/examples/own_data.sh FOLDER [OPTIONS]
 # What it writes goes to FOLDER. The options are of the first `jaxslim train`.
-# Cost: a minute on 2 CPU cores.
+# Cost: about a minute on 2 CPU cores.
 set -euo pipefail
 PATH=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)/.venv/bin:$PATH
 mkdir -p "${1:?name a folder to write to}"

@@ -79,11 +79,12 @@ def fit(net, tx, epochs):
 
 
 def report(what, net):
-    graphdef, params, rest = nnx.split(net, nnx.Param, ...)
-    params, macs = jaxslim.count(lambda params, x: nnx.merge(graphdef, params, rest)(x), params, test_images)
+    graphdef, params, *rest = nnx.split(net, nnx.Param, ...)
+    cost = jaxslim.count(lambda params, x: nnx.merge(graphdef, params, *rest)(x), params, test_images)
     predictions = nnx.jit(net)(test_images).argmax(-1)
     accuracy = np.mean(predictions == test_labels)
-    print(f"{what:10} {accuracy:7.2%} right, {params:6,} parameters, {macs:9,} MACs, widths {net.widths}", flush=True)
+    size = f"{cost.params:6,} parameters, {cost.macs:9,} MACs, widths {net.widths}"
+    print(f"{what:10} {accuracy:7.2%} right, {size}", flush=True)
     return predictions.tolist()
 
 
