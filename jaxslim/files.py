@@ -22,11 +22,7 @@ def cache_folder() -> Path:
 
 
 def check_path(path: str | Path) -> None:
-    """Refuse a path that orbax would write half a checkpoint to, and an empty one, which would mean this folder.
-
-    Raises:
-      InputError: it is empty, holds a zero byte or is not valid UTF-8.
-    """
+    """Refuse a path that orbax would write half a checkpoint to, and an empty one, which would mean this folder."""
     text = str(path)
     if not text or "\0" in text or any("\ud800" <= sign <= "\udfff" for sign in text):
         raise InputError(f"The path {text!r} is {'not valid UTF-8' if text else 'empty'}; choose another name.")
@@ -38,11 +34,7 @@ def nearest(path: Path) -> Path:
 
 
 def check_out(out: Path) -> None:
-    """Refuse, before the work, an `--out` that cannot become a folder or be written to.
-
-    Raises:
-      InputError: a file is in its place, or its folder cannot be written to.
-    """
+    """Refuse, before the work, an `--out` that cannot become a folder or be written to."""
     there = nearest(out)
     if not there.is_dir():
         raise InputError(f"{out} cannot be a folder, since a file is in its place; choose another --out.")
@@ -82,12 +74,7 @@ def set_aside(path: Path) -> Path:
 def locked(folder: Path, option: str = "--workdir") -> Iterator[None]:
     """Make a folder and keep other processes out of it; a folder that stays empty disappears again.
 
-    Args:
-      folder: what to make and lock. The lock ends with this process in any case.
-      option: the option that names the folder, for the message.
-
-    Raises:
-      InputError: another process has locked it.
+    The lock ends with this process in any case. If another process holds it, an InputError names `option`.
     """
     from filelock import FileLock, Timeout
 

@@ -18,11 +18,9 @@ from jaxslim.slim.criteria import scale_values
 from jaxslim.storage import checkpoint
 from jaxslim.training.config import RATIOS, TrainConfig
 
-PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_bytes())
-"""Figures of others, by who published them."""
+PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_bytes())  # of others, by name
 AS_PUBLISHED = "of VGG-19 on CIFAR-10 with all widths, 160 epochs and L1 1e-4"
-Seeds = Sequence[Mapping[str, Outcome]]
-"""What became of each seed's stages."""
+Seeds = Sequence[Mapping[str, Outcome]]  # what became of each seed's stages
 
 
 def compose(base: TrainConfig, data: str, outcomes: Mapping[Path, Mapping[str, Outcome]], command: str) -> Report:

@@ -19,8 +19,7 @@ from jaxslim.training.config import RATIOS, TrainConfig
 from jaxslim.training.network import load
 from jaxslim.training.run import MAY_DIFFER, check_folder
 
-RATIO = 0.7
-"""Share of the channels that a single cut removes."""
+RATIO = 0.7  # share of the channels that a single cut removes
 PULLS: dict[str, dict[str, Any]] = {
     "": {},
     "-proximal": {"l1_method": "proximal"},

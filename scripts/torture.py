@@ -1,7 +1,4 @@
-"""Torture jaxslim: kill training, damage what it saved, feed the readers rubbish and cut random networks.
-
-Nothing may be lost, pass unseen or come out wrong.
-"""
+"""Torture jaxslim: kill training, damage what it saved, feed the readers rubbish and cut random networks."""
 
 import dataclasses
 import logging
@@ -149,10 +146,7 @@ def compare(one: Path, other: Path) -> None:
 
 
 def damage(whole: Path, folder: Path, rng: np.random.Generator) -> int:
-    """Flip, cut, swap, delete and add each file of a checkpoint, and delete each folder, every time in a new copy.
-
-    Each damage must be answered with the name of what is damaged.
-    """
+    """Flip, cut, swap, delete and add each file of a checkpoint, and delete each folder; every damage must be named."""
     path, copy = checkpoint.find(whole), folder / "copy"
     places = sorted(place.relative_to(path) for place in path.rglob("*"))
     contents = {place: (path / place).read_bytes() for place in places if (path / place).is_file()}

@@ -25,8 +25,7 @@ from jaxslim.training.run import check_folder
 
 WORDS = ("9" * 15, "-1", "null", "[]", '""', "1e400")
 VALUES = ("", "-1", "nan", "1e999", "x", "M", "0", "[]", "\u2603", "9" * 30, "None", "True")
-Reader = tuple[str, Path, Callable[[], object]]
-"""Name, the file to damage, and what reads it."""
+Reader = tuple[str, Path, Callable[[], object]]  # name, the file to damage, and what reads it
 
 
 def feed(config: Path, whole: Path, folder: Path, number: int, rng: np.random.Generator) -> Counter[str]:

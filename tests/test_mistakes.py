@@ -110,7 +110,11 @@ COMMAND_LINES = {
     "unknown model": (f"{NEW} --model resnet18", "There is no model 'resnet18'; the models are vgg, vgg11, vgg13, "),
     "misspelt argument": (f"{NEW} --model-args width=3,M", "model vgg does not take the model_args {'width': (3, 'M')"),
     "argument by order": (f"{NEW} --model-args 8,M", "'8,M' is not of the form NAME=VALUE"),
-    "one width": (f"{NEW} --model-args widths=16", "model vgg does not take the model_args {'widths': 16}: "),
+    "one width": (
+        f"{NEW} --model-args widths=16",
+        "model vgg does not take the model_args {'widths': 16}: 'int' object is not iterable; a list takes commas, for "
+        "example widths=16,",
+    ),
     "a width of none": (f"{NEW} --model-args widths=8,0", "widths hold 0; each must be a positive number of channels"),
     "a small m": (f"{NEW} --model-args widths=8,m", "widths hold 'm'; each must be a positive number of channels or"),
     "no convolution": (f"{NEW} --model-args widths=M,", "The mask is true for no parameter, so L1 would pull on nothi"),

@@ -76,13 +76,8 @@ def parse(
 ) -> _Options:
     """Read `argv` as an instance of the dataclass `kind`; `--help` and mistakes end the process, as argparse does.
 
-    Args:
-      kind: its docstring describes the command, unless `description` does.
-      argv: words after the name of the command, `prog`.
-      prog: shown by `--help`, as `examples` are.
-      examples: command lines.
-      description: of the command.
-      default: instance whose values the options start from; a `kind` with a default factory needs one.
+    The docstring of `kind` describes the command, unless `description` does. The options start from the values of
+    `default`; a `kind` with a default factory needs one.
     """
     lines = [*textwrap.wrap(description or inspect.getdoc(kind) or "", 78), "", "Examples:", *examples]
     about = "\n".join(line if line in ("", "Examples:") else f"  {line}" for line in lines)  # tyro joins other lines

@@ -49,11 +49,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
 
 
 def start_jax() -> None:
-    """Start the devices that JAX computes on, before anything could take their failure for one of its own.
-
-    Raises:
-      InputError: they cannot be started.
-    """
+    """Start JAX's devices or raise InputError, before anything could take their failure for one of its own."""
     import jax
 
     try:

@@ -1,5 +1,4 @@
-"""Accuracy and size against the share of channels cut: `jaxslim sweep CHECKPOINT`, the same as
-`python scripts/ratio_sweep.py`."""
+"""Accuracy and size against the ratio: `jaxslim sweep CHECKPOINT`, the same as `python scripts/ratio_sweep.py`."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -26,14 +26,7 @@ def summaries() -> dict[str, str]:
 
 
 def load_config(name: str) -> TrainConfig:
-    """The `config` that a packaged configuration, or a Python file of your own, defines.
-
-    Args:
-      name: of `packaged`, for example cifar10-sparse, or the path of a file.
-
-    Raises:
-      InputError: there is none, the file does not run, or it holds no TrainConfig called `config`.
-    """
+    """The `config` of a packaged configuration, for example cifar10-sparse, or of a Python file; InputError without."""
     file = packaged().get(name.replace("_", "-"), Path(name))
     if not file.is_file() or file.suffix != ".py":
         near = difflib.get_close_matches(file.stem.replace("_", "-"), packaged(), 1)

@@ -56,21 +56,10 @@ def save_cut(
 ) -> tuple[Pruned, dict[str, Any]]:
     """`prune` the network of a checkpoint, check the result, and save it as a checkpoint of its own.
 
-    Args:
-      path: what `checkpoint.load` takes.
-      out: folder to make.
-      ratio: of `plan`.
-      absorb: of `prune`.
-      recalibrate: training batches to estimate the BatchNorm statistics of the cut network on; 0 keeps the old ones.
-      data: other values for `dataset` or `data_dir` of the checkpoint's configuration. Only `recalibrate` needs images.
-      **options: of `plan`.
-
-    Returns:
-      The smaller network, and the metadata saved with it: cost, plan and check. The check is the `difference` from the
-      full network with the cut channels at zero, on random images, before recalibration.
-
-    Raises:
-      InputError: as `load`, `plan` and `save`; or the check fails although every unit that was cut is exact.
+    `recalibrate` is a number of training batches; 0 keeps the BatchNorm statistics and needs no images. `data` replaces
+    `dataset` or `data_dir` of the checkpoint's configuration, and `options` are of `plan`. Returns the smaller network
+    and the metadata saved with it. The check is the `difference` from the full network with the cut channels at zero,
+    on random images, before recalibration. Raises InputError if it fails although every unit that was cut is exact.
     """
     path, out = checkpoint.find(path), Path(out).absolute()
     if os.path.lexists(out):
@@ -114,11 +103,7 @@ def save_cut(
 
 
 def cut_once(path: str | Path, folder: Path, ratio: float | None, **how: Any) -> None:
-    """`save_cut` to `folder`, unless the same call did it before.
-
-    Raises:
-      InputError: the folder holds a cut of another checkpoint, or with other options.
-    """
+    """`save_cut` to `folder`, unless the same call did it before; InputError if the folder holds another cut."""
     if not folder.exists():
         save_cut(path, folder, ratio, **how)
     path, there = checkpoint.find(path), checkpoint.read_meta(checkpoint.find(folder))
@@ -131,13 +116,7 @@ def cut_once(path: str | Path, folder: Path, ratio: float | None, **how: Any) ->
 
 
 def accuracies(full: str | Path, cut: str | Path, **data: Any) -> tuple[float, float, str]:
-    """Accuracy of two checkpoints on the test images of the first, and a description of the images.
-
-    Args:
-      full: a checkpoint that names its training configuration.
-      cut: another checkpoint, for the same images.
-      **data: of `load_trained`, which raises InputError.
-    """
+    """Accuracy of two checkpoints on the test images of the first, and these images in words."""
     loaded, config, images = load_trained(full, **data)
 
     def accuracy(module: Any, variables: Any, _: Any) -> float:

@@ -9,26 +9,16 @@ from jaxslim.storage import checkpoint
 from jaxslim.storage.history import is_of_run
 from jaxslim.training.config import TrainConfig, from_json
 
-FIXED = ("channels", "mean", "std", "model", "model_args")
-"""Fields of a configuration that cannot change after a network was trained."""
-KNOWN = ("dataset", "data_dir", "image_size", *FIXED)
-"""Fields that a checkpoint knows: they describe its images and its network."""
+FIXED = ("channels", "mean", "std", "model", "model_args")  # cannot change after a network was trained
+KNOWN = ("dataset", "data_dir", "image_size", *FIXED)  # describe the images and the network of a checkpoint
 
 
 def finetuning(path: str | Path, recipe: TrainConfig | None = None, **changes: Any) -> TrainConfig:
-    """The configuration that trains the network of a checkpoint on.
+    """The configuration that trains the network of a checkpoint on, with `changes` to its fields.
 
     The checkpoint decides the data and the network. Without a recipe, the run repeats the checkpoint's own training,
     but without L1, and with a learning rate that falls along a cosine from a tenth of the checkpoint's. A checkpoint
     that was fine-tuned before keeps its rate. The run's folder lies beside the checkpoint, under the name of the run.
-
-    Args:
-      path: what `checkpoint.load` takes.
-      recipe: configuration that decides everything else.
-      **changes: fields to replace.
-
-    Raises:
-      InputError: there is no such checkpoint; or it names no configuration, and there is no recipe.
     """
     trained = _trained(path)
     if recipe or not trained:
@@ -51,11 +41,7 @@ def finetuning(path: str | Path, recipe: TrainConfig | None = None, **changes: A
 
 
 def check_unchanged(config: TrainConfig, path: str | Path) -> None:
-    """Refuse a configuration that contradicts the checkpoint it starts from.
-
-    Raises:
-      InputError: the network, or how its images are normalised, is another one.
-    """
+    """Refuse a configuration whose network or normalisation is not the one of the checkpoint it starts from."""
     trained = _trained(path)
     for name in FIXED if trained else ():
         if (mine := getattr(config, name)) != (there := getattr(trained, name)):

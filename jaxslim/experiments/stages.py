@@ -17,34 +17,23 @@ class Stage(NamedTuple):
     """One step of an experiment."""
 
     name: str
-    spec: Mapping[str, Any]
-    """JSON values that decide the result. A result of another spec is refused."""
-    work: Callable[[], Mapping[str, Any]]
-    """Does the work, or what is left of it, and returns JSON values."""
-    needs: tuple[str, ...] = ()
-    """Names of the stages that must be done first."""
-    check: Callable[[], None] | None = None
-    """Refuses half-done work of another spec."""
+    spec: Mapping[str, Any]  # JSON values that decide the result; a result of another spec is refused
+    work: Callable[[], Mapping[str, Any]]  # does the work, or what is left of it, and returns JSON values
+    needs: tuple[str, ...] = ()  # names of the stages that must be done first
+    check: Callable[[], None] | None = None  # refuses half-done work of another spec
 
 
 class Outcome(NamedTuple):
     """What became of a stage."""
 
-    result: Mapping[str, Any]
-    """Empty if the stage failed."""
+    result: Mapping[str, Any]  # empty if the stage failed
     failure: str = ""
-    seconds: float = 0.0
-    """Time that the process which finished the stage spent on it."""
-    blocked: bool = False
-    """Whether the stage was not run because one that it needs failed."""
+    seconds: float = 0.0  # spent by the process which finished the stage
+    blocked: bool = False  # whether the stage was not run because one that it needs failed
 
 
 def check(folder: Path, stages: Sequence[Stage]) -> None:
-    """Refuse a folder with results of other stages under the same names.
-
-    Raises:
-      InputError: there is such a result, or one that cannot be read.
-    """
+    """Refuse a folder with a result of another stage under the same name, or with one that cannot be read."""
     for stage in stages:
         if _kept(folder, stage) is None and stage.check:
             stage.check()
@@ -53,16 +42,8 @@ def check(folder: Path, stages: Sequence[Stage]) -> None:
 def run(folder: Path, stages: Sequence[Stage], announce: Callable[[str], None]) -> dict[str, Outcome]:
     """Do the stages that have no result in `folder` yet. If one fails, those that need it are not run; the others are.
 
-    Args:
-      folder: where each stage keeps its result, as NAME.json.
-      stages: in an order in which each comes after those it needs.
-      announce: called with the name of each stage before its work.
-
-    Returns:
-      The outcome of each stage by its name.
-
-    Raises:
-      InputError: as for `check`.
+    Each stage comes after those it needs, and keeps its result as NAME.json. `announce` is called with its name before
+    its work. Returns the outcome of each stage by its name; raises InputError as `check` does.
     """
     check(folder, stages)
     outcomes: dict[str, Outcome] = {}

@@ -53,23 +53,10 @@ def sweep(
     """Cut `loaded` at each ratio and measure the accuracy on the test images, without fine-tuning.
 
     The full network with the channels at zero stands in for the cut one, so that all ratios share one compiled
-    evaluation. A network for which the two differ is evaluated cut.
-
-    Args:
-      loaded: of `checkpoint.load`.
-      config: for normalisation and the batch size of evaluation.
-      images: with test images.
-      ratios: shares of the channels, each in [0, 1).
-      verify: also evaluate every cut network, and measure by how much its logits differ.
-      min_channels: of `plan`.
-      absorb: of `prune`; the rows then have the accuracy without absorption too.
-      recalibrate: training batches to estimate the BatchNorm statistics again on, at each ratio.
-
-    Yields:
-      A `Cut` for each ratio, in the order given.
-
-    Raises:
-      InputError: as `plan`.
+    evaluation. A network for which the two differ is evaluated cut. With `verify`, every cut network is evaluated too,
+    and the difference of its logits measured; with `absorb`, the rows have the accuracy without absorption too.
+    `recalibrate` is the number of training batches to estimate the BatchNorm statistics again on, at each ratio.
+    Yields a `Cut` for each ratio, in the order given; raises InputError as `plan` does.
     """
     if not ratios or len(set(ratios)) != len(ratios):
         raise InputError(f"The ratios are {list(ratios)}; give at least one, each once, for example 0 0.5 0.7.")
@@ -129,19 +116,9 @@ def study(
 ) -> Report:
     """Sweep a checkpoint and gather the report.
 
-    Args:
-      path: what `checkpoint.load` takes.
-      out: folder for the runs that fine-tune.
-      ratios: of `sweep`.
-      verify: of `sweep`.
-      finetune: fields for the configuration of `finetuning`, for example {"epochs": 10}: each cut network is trained on
-        in a run below `out`. None trains none.
-      baseline: checkpoint trained without sparsity, whose scales are shown beside this one's.
-      data: other values for `dataset` or `data_dir` than the checkpoint's configuration has.
-      **cutting: `min_channels`, `absorb` and `recalibrate` of `sweep`.
-
-    Raises:
-      InputError: a checkpoint or the data cannot be used, or a ratio cannot be met.
+    With `finetune`, fields for the configuration of `finetuning`, each cut network is trained on in a run below `out`.
+    The scales of `baseline`, a checkpoint trained without sparsity, are shown beside this one's. `data` replaces
+    `dataset` or `data_dir` of the checkpoint's configuration, and `cutting` has the other options of `sweep`.
     """
     data, path = data or {}, find(path)
     loaded, config, images = load_trained(path, **data)
@@ -157,9 +134,9 @@ def study(
         tuning = finetuning(path, **data, **finetune)
         trained_on = hold_out(images, tuning.holdout, tuning.seed)[0] if tuning.holdout else images
         check_batches(tuning.batch_size, tuning.epochs, len(trained_on.train_labels), device_mesh())
-        how = f"epochs {tuning.epochs}, learning rate {tuning.learning_rate:g}, schedule {tuning.schedule}"
-        notes["fine-tuning"] = how
-        print(f"fine-tuning each cut network: {how}", file=sys.stderr)
+        rate, schedule = f"learning rate {tuning.learning_rate:g}", f"schedule {tuning.schedule}"
+        notes["fine-tuning"] = f"epochs {tuning.epochs}, {rate}, {schedule}"
+        print(f"fine-tuning each cut network: {notes['fine-tuning']}", file=sys.stderr)
     rows, thresholds, channels = [], {}, {}
     for row, pruned in sweep(loaded, config, images, ratios, verify=verify, **cutting):
         plain = "" if row.plain_accuracy is None else f" ({row.plain_accuracy:.2%} without absorption)"

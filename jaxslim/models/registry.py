@@ -29,7 +29,8 @@ def build(model: str, arguments: dict[str, Any], *, num_classes: int, dtype: Any
     try:
         return MODELS[model](num_classes=num_classes, dtype=dtype, **arguments)
     except TypeError as error:
-        raise InputError(f"model {model} does not take the model_args {arguments}: {first_line(error)}.") from error
+        reason = f"{first_line(error)}; a list takes commas, for example widths=16,"
+        raise InputError(f"model {model} does not take the model_args {arguments}: {reason}") from error
 
 
 def module_class(name: str) -> type | None:

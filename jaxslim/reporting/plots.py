@@ -19,14 +19,7 @@ PLOTS = {
 
 
 def draw(report: Report) -> dict[str, bytes]:
-    """The plots that the report has data for, as PNG and SVG. The same report gives the same files.
-
-    Args:
-      report: what was measured.
-
-    Returns:
-      Content of accuracy.png, accuracy.svg, and likewise of compared, channels, scales and curves, by file name.
-    """
+    """The plots that the report has data for, as PNG and SVG, by file name. The same report gives the same files."""
     files = {}
     with report_style():
         for name, plot in PLOTS.items():

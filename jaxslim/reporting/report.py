@@ -29,15 +29,7 @@ _PICTURE_TITLES = {
 
 
 def markdown(report: Report, pictures: Collection[str] = ()) -> str:
-    """The report as Markdown: pipeline, sweep, architectures, further tables, plots, notes.
-
-    Args:
-      report: what was measured. Empty tables are left out.
-      pictures: names of the picture files to show.
-
-    Returns:
-      Markdown that ends in a newline. Accuracies are percentages, MACs are for one image.
-    """
+    """The report as Markdown: tables, pictures and notes. `pictures` names the picture files that exist."""
     parts, tables = [f"# {_escape(report.title)}"], tables_of(report)
     for table in tables:
         rule = ["---", *(["---:" if table.right else "---"] * (len(table.header) - 1))]
@@ -58,13 +50,7 @@ def write(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
     """Write report.md, pipeline.csv, sweep.csv, report.json, and the plots of `plots.draw`.
 
     All content is ready in memory before the first file is written, and each file replaces an older one in one step.
-
-    Args:
-      report: what was measured. Files that would be empty are left out.
-      folder: where to write; created when missing.
-
-    Returns:
-      Paths of the files written.
+    Files that would be empty are left out. Returns the paths of the files written.
     """
     from jaxslim.reporting.plots import draw  # matplotlib takes half a second
 

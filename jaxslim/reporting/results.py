@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-SMALL_SCALE = 1e-2
-"""A |scale| under this counts as switched off."""
+SMALL_SCALE = 1e-2  # a |scale| under this counts as switched off
 
 
 class Table(NamedTuple):
@@ -65,15 +64,13 @@ class Report:
     sweep: tuple[SweepRow, ...] = ()
     channels: dict[str, int] = field(default_factory=dict)  # of each layer of the full network, in network order
     more_tables: tuple[Table, ...] = ()  # to show after those of `pipeline` and `sweep`
+    # (ratio, accuracy) pairs before fine-tuning, by the name of the way to train or cut
     compared: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
-    """(ratio, accuracy) pairs before fine-tuning, by the name of the way to train or cut."""
     baseline_accuracy: float | None = None  # to compare with; by default that of `pipeline[0]`, or else of ratio 0
-    scales: dict[str, np.ndarray] = field(default_factory=dict)
-    """All |scale| values of a network's normalisation layers as a flat array, by a label such as "sparse"."""
+    scales: dict[str, np.ndarray] = field(default_factory=dict)  # a network's |scale| values, by a label: "sparse"
+    # largest |scale| that a cut removes, by label of `scales`, then by ratio
     thresholds: dict[str, dict[float, float]] = field(default_factory=dict)
-    """Largest |scale| that a cut removes, by label of `scales`, then by ratio."""
-    curves: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    """Rows of metrics.jsonl by the name of the run."""
+    curves: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # rows of metrics.jsonl, by run
     notes: dict[str, str] = field(default_factory=dict)  # hardware, versions, data set, command
 
     def __post_init__(self) -> None:

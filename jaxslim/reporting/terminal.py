@@ -16,12 +16,7 @@ _NUMBER = 16  # the longest number is "20.04 M (100.0%)"
 
 
 def show(report: Report, console: Console | None = None) -> None:
-    """Print the tables and notes of a report, 80 columns wide when piped.
-
-    Args:
-      report: what was measured.
-      console: where to print; standard output by default.
-    """
+    """Print the tables and notes of a report, by default on standard output, 80 columns wide when piped."""
     console = console or Console()
     console.print(Text(report.title, style="bold"))  # Text, because rich reads markup in a plain string
     for table in tables_of(report):

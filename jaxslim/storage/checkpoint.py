@@ -28,7 +28,7 @@ from jaxslim.storage.integrity import DamageError, digest, seal
 from jaxslim.storage.metadata import arrays, build, check_image_shape, describe
 
 __all__ = ["Loaded", "damaged", "fault", "find", "load", "parent", "read_meta"]
-__all__ += ["restore_training", "save", "size", "write"]
+__all__ += ["restore_training", "save", "write"]
 
 
 class Loaded(NamedTuple):
@@ -120,14 +120,7 @@ def restore_training(path: Path, like: Any) -> Any:
 def write(path: Path, variables: Any, meta: Mapping[str, Any], training: Any = None) -> None:
     """Write a checkpoint with its checksums, whole or not at all; one that is there is replaced.
 
-    Args:
-      path: its folder.
-      variables: nested dicts of arrays.
-      meta: what `describe` gave for them.
-      training: any pytree of arrays, for `restore_training`.
-
-    Raises:
-      OSError: it cannot be written; nothing is left of it.
+    `meta` is what `describe` gave for the variables, and `training` any pytree of arrays, for `restore_training`.
     """
     json.dumps(meta)  # raises here what orbax would raise after half of the work
     leaves = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(training))}
@@ -151,11 +144,6 @@ def write(path: Path, variables: Any, meta: Mapping[str, Any], training: Any = N
             shutil.rmtree(rest, ignore_errors=True)
 
 
-def size(variables: Any, training: Any) -> int:
-    """Bytes that the arrays of a checkpoint take at most."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves((variables, training)))
-
-
 def parent(path: str | Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint keeps of the one that it was made from, which lies at `path` and has this `meta`."""
     return {"path": str(path), **{name: meta.get(name) for name in ("kind", "epoch", "metrics")}}
@@ -174,8 +162,7 @@ def _checkpointer() -> ocp.Checkpointer:
 def _restore(path: Path, meta: Mapping[str, Any], **items: Any) -> Any:
     """Read items of a checkpoint whose checksums agree, so that a failure is no damage.
 
-    What the disk, the memory or JAX raises passes through. What remains is a checkpoint of another version of orbax,
-    or one whose files were edited and sealed again.
+    What the disk, the memory or JAX raises passes through. What remains is another version of orbax, or edited files.
     """
     with _checkpointer() as checkpointer:
         try:
@@ -185,7 +172,10 @@ def _restore(path: Path, meta: Mapping[str, Any], **items: Any) -> Any:
             if isinstance(cause, OSError | MemoryError | jax.errors.JaxRuntimeError):
                 raise cause from None
             failure, reason = _system_error(cause, path), first_line(cause)
-    _forget_unread_arrays()
+    # Collect the reads that orbax gave up on now, unheard: Python would print a traceback for each later.
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    gc.collect()
+    sys.unraisablehook = hook
     if failure:
         raise failure
     advice, versions = "take another checkpoint", meta.get("versions")
@@ -198,13 +188,6 @@ def _system_error(error: BaseException, path: Path) -> OSError | None:
     """The operating system's error behind a ValueError of orbax's storage; None if there is none."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return OSError(int(code[1]), os.strerror(int(code[1])), str(path)) if code else None
-
-
-def _forget_unread_arrays() -> None:
-    """Collect the reads that orbax gave up on now, unheard: Python would print a traceback for each later."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    gc.collect()
-    sys.unraisablehook = hook
 
 
 def _check_size(path: Path, target: Any) -> None:

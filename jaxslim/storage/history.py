@@ -21,11 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def find(path: str | Path) -> Path:
-    """The folder of the checkpoint that `path` means: itself, RUN/latest, RUN/best, or the latest of a run.
-
-    Raises:
-      InputError: there is none.
-    """
+    """The folder of the checkpoint that `path` means: itself, RUN/latest, RUN/best, or the latest of a run."""
     check_path(path)
     path = Path(path).absolute()
     if ((path / "meta").is_dir() and (path / "variables").is_dir()) or (is_of_run(path) and path.exists()):
@@ -58,15 +54,8 @@ def step_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / str(step)
 
 
-# Choosing
-
-
 def accuracies_saved(run: Path) -> dict[int, float | None]:
-    """The accuracy of each of a run's checkpoints, as `accuracy` gives it.
-
-    Raises:
-      InputError: the meta of one is damaged.
-    """
+    """The accuracy of each of a run's checkpoints, as `accuracy` gives it."""
     found = {}
     for step in steps_saved(run):
         folder = step_folder(run, step)
@@ -79,10 +68,7 @@ def accuracies_saved(run: Path) -> dict[int, float | None]:
 
 
 def accuracy(meta: Mapping[str, Any]) -> float | None:
-    """The accuracy by which the best checkpoint is chosen; None in the middle of an epoch.
-
-    It is that of held-out training images if there are any, else that of the test set.
-    """
+    """The accuracy on held-out training images if there are any, else on the test set; None amid an epoch."""
     metrics = meta.get("metrics")
     value = metrics.get("holdout_accuracy", metrics.get("accuracy")) if isinstance(metrics, dict) else None
     return value if isinstance(value, int | float) else None
@@ -103,10 +89,7 @@ def steps_kept(accuracies: Mapping[int, float | None]) -> set[int]:
 def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint of a run, with its meta; None if nothing was saved.
 
-    Damaged ones are renamed, to a name that ends in `.damaged`, and logged.
-
-    Raises:
-      InputError: all are damaged; nothing is renamed.
+    Damaged ones are renamed, to a name that ends in `.damaged`, and logged, unless all are: that is an InputError.
     """
     faults: dict[Path, str] = {}
     found = None
@@ -125,16 +108,8 @@ def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
     return found
 
 
-# Whole or damaged
-
-
 def read_meta(path: Path, *items: str) -> dict[str, Any]:
-    """Check the meta of a checkpoint and its `items` (variables, training) for damage, and return the meta.
-
-    Raises:
-      InputError: there is damage, or another program or a newer jaxslim wrote the checkpoint.
-      OSError: a file could not be read.
-    """
+    """Check the meta of a checkpoint and its `items` (variables, training) for damage, and return the meta."""
     try:
         return _examine(path, "meta", *items)
     except DamageError as error:
@@ -142,10 +117,7 @@ def read_meta(path: Path, *items: str) -> dict[str, Any]:
 
 
 def fault(path: Path, *items: str) -> str | None:
-    """Describe what is wrong with a checkpoint, or some of its items; None if it is sound.
-
-    It is damaged if a file is, or if it is the checkpoint of another step than its folder says.
-    """
+    """Describe what is wrong with a checkpoint, or some of its items; None if it is sound."""
     try:
         _examine(path, *items)
     except DamageError as error:
@@ -157,21 +129,15 @@ def damaged(path: Path, what: str) -> InputError:
     """The error for a damaged checkpoint; it names another that is whole, if its run has one."""
     advice = "take another checkpoint"
     if path.parent.name == "checkpoints":
-        others = [other for step in steps_saved(path.parents[1]) if (other := path.parent / str(step)) != path]
-        whole = [other for other in others if not fault(other)]
-        if whole:
-            advice = f"take {whole[-1]}, which is whole; training goes on from there by itself"
-        else:
-            advice = "no other checkpoint of its run is whole: delete its folder to start over"
+        advice = "no other checkpoint of its run is whole: delete its folder to start over"
+        others = (path.parent / str(step) for step in reversed(steps_saved(path.parents[1])))
+        if whole := next((other for other in others if other != path and not fault(other)), None):
+            advice = f"take {whole}, which is whole; training goes on from there by itself"
     return InputError(f"{path} is damaged: {what}; {advice}.")
 
 
 def _examine(path: Path, *items: str) -> dict[str, Any]:
-    """Read the meta of a checkpoint after comparing its files, or those of some items, with their checksums.
-
-    Raises:
-      DamageError: a file is damaged, or the checkpoint is not in its place.
-    """
+    """Read the meta of a checkpoint; raise a DamageError if a file of `items` is damaged, or its step differs."""
     if is_of_run(path) and path.is_symlink():
         raise DamageError("it is a symbolic link")
     if what := damage(path, *items):
@@ -183,9 +149,6 @@ def _examine(path: Path, *items: str) -> dict[str, Any]:
     return meta
 
 
-# Deleting
-
-
 def remove(path: Path) -> None:
     """Delete a checkpoint; all readers miss it at once."""
     rest = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
@@ -195,9 +158,8 @@ def remove(path: Path) -> None:
 
 def clean(run: Path) -> None:
     """Delete what a killed process left half written or half deleted."""
-    for place in (run, run / "checkpoints"):
-        for rest in place.glob(f"{UNFINISHED}*"):
-            if rest.is_dir():
-                shutil.rmtree(rest, ignore_errors=True)
-            else:
-                rest.unlink()
+    for rest in (*run.glob(f"{UNFINISHED}*"), *run.glob(f"checkpoints/{UNFINISHED}*")):
+        if rest.is_dir():
+            shutil.rmtree(rest, ignore_errors=True)
+        else:
+            rest.unlink()

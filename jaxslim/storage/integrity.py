@@ -29,17 +29,10 @@ def seal(path: Path) -> None:
 
 
 def damage(path: Path, *items: str) -> str | None:
-    """Compare the files of a checkpoint with their checksums.
+    """What differs between the files of a checkpoint and their checksums, or None.
 
-    Args:
-      path: the folder of the checkpoint.
-      items: folders in it, whose files alone are compared, with the files beside them; all if none is named.
-
-    Returns:
-      What is damaged, or None.
-
-    Raises:
-      OSError: a file could not be read, which is no damage.
+    Given `items`, folders in it, only their files and those beside them are compared. A file that cannot be read is no
+    damage and raises an OSError.
     """
     if not path.is_dir():
         return "it is no folder"

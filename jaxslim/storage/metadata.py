@@ -27,28 +27,21 @@ PACKAGES = ("jaxslim", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Describe a network in JSON.
+    """Describe a Linen module and its variables in JSON: `meta`, and what `build` and `arrays` need.
 
-    Args:
-      module: Linen module.
-      variables: nested dicts of arrays.
-      meta: further JSON values to keep.
-
-    Returns:
-      `meta`, and what `build` and `arrays` need.
-
-    Raises:
-      InputError: a field of the module cannot be written, or an array would not come back as it is.
+    A field that cannot be written and an array that would not come back as it is raise an InputError.
     """
     shapes: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(variables, is_leaf=_is_empty)[0]:
         if not path and _is_empty(leaf):
             break
-        name = _name(path)
-        if _is_empty(leaf) or 0 in getattr(leaf, "shape", ()):
-            raise InputError(f"The variables hold nothing at {name}; leave it out.")
-        if not (path and hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        if not keys or len(keys) < len(path) or not (is_array or _is_empty(leaf)):
             raise InputError("A checkpoint holds nested dicts of arrays; convert the variables to dicts first.")
+        name = _name(keys)
+        if _is_empty(leaf) or 0 in leaf.shape:
+            raise InputError(f"The variables hold nothing at {name}; leave it out.")
         if not jnp.issubdtype(leaf.dtype, np.number) and leaf.dtype != bool:
             raise InputError(f"The variables hold an array of {leaf.dtype}; turn it into numbers.")
         if (read := _dtype_in_jax(leaf.dtype)) != leaf.dtype:
@@ -70,12 +63,7 @@ def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read the JSON part of the checkpoint in the folder `path`.
-
-    Raises:
-      DamageError: it is not JSON.
-      InputError: another program wrote it, or a newer jaxslim.
-    """
+    """Read the JSON part of the checkpoint in the folder `path`; one of another program is an InputError, no damage."""
     try:
         meta = json.loads((path / "meta" / "metadata").read_bytes())
     except (ValueError, RecursionError) as error:
@@ -88,12 +76,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def build(meta: Mapping[str, Any], module_type: type | None = None) -> Any:
-    """Build the module that `meta` describes; `module_type` is its class, needed where jaxslim has none of its name.
-
-    Raises:
-      DamageError: `meta` describes none.
-      InputError: the class is missing, or does not take the fields.
-    """
+    """Build the module that `meta` describes; `module_type` is its class, needed where jaxslim has none of its name."""
     try:
         name, fields = str(meta["module"]["type"]), dict(meta["module"]["fields"])
     except (KeyError, TypeError, ValueError):
@@ -112,12 +95,7 @@ def build(meta: Mapping[str, Any], module_type: type | None = None) -> Any:
 
 
 def arrays(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays that `meta` describes, as nested dicts of shape, dtype and a place on the first device.
-
-    Raises:
-      DamageError: `meta` describes none.
-      InputError: JAX would read an array as another dtype.
-    """
+    """The arrays that `meta` describes, as nested dicts of shape, dtype and a place on the first device."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     found: dict[str, Any] = {}
     try:
@@ -140,11 +118,7 @@ def arrays(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_image_shape(path: Path, meta: Mapping[str, Any]) -> None:
-    """Refuse an `image_shape` that is none, or of images too large for memory.
-
-    Raises:
-      InputError: as above.
-    """
+    """Refuse an `image_shape` that is none, or of images too large for memory."""
     shape = meta.get("image_shape", [1, 1, 1])
     whole = isinstance(shape, list) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)
     if not whole or math.prod(shape) > MAX_IMAGE_SIZE:
@@ -163,14 +137,12 @@ def _is_empty(node: Any) -> bool:
     return node is None or (isinstance(node, dict | list | tuple) and not node)
 
 
-def _name(path: Any) -> str:
+def _name(keys: list[Any]) -> str:
     """The keys of nested dicts, joined by slashes; keys that would not come back are refused."""
-    if not all(isinstance(key, jax.tree_util.DictKey) for key in path):
-        raise InputError("A checkpoint holds nested dicts of arrays; convert the variables to dicts first.")
-    for key in (key.key for key in path):
+    for key in keys:
         if not isinstance(key, str) or not key.isprintable() or not key or "/" in key:
             raise InputError(f"The variables hold the key {key!r:.60}; use printable strings without slashes.")
-    return "/".join(key.key for key in path)
+    return "/".join(keys)
 
 
 def _fields(module: Any) -> dict[str, Any]:

@@ -161,11 +161,7 @@ def _plain(value: Any) -> Any:
 
 
 def from_json(fields: Mapping[str, Any], source: object) -> TrainConfig:
-    """The configuration that a run or checkpoint of this or an earlier version keeps as JSON.
-
-    Raises:
-      InputError: it is none; the message names `source`.
-    """
+    """The configuration that `source`, a run or checkpoint of this or an earlier version, keeps as JSON."""
     fields = dict(fields)
     if widths := fields.pop("widths", None):  # version 0.1 knew VGG alone
         fields["model_args"] = {"widths": widths}

@@ -20,9 +20,6 @@ def joined() -> Iterator[None]:
     """Join the processes that JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID describe, if any.
 
     When a process is lost, JAX ends the others within two minutes, with a message that names the lost task.
-
-    Raises:
-      InputError: one of the variables is missing or unusable.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if not address:

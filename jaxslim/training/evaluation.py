@@ -24,16 +24,9 @@ class Evaluation(NamedTuple):
 
 
 def evaluator(config: TrainConfig, module: Any, mesh: Mesh, images: Any, labels: Any) -> Callable[..., Evaluation]:
-    """Build `evaluate(variables) -> Evaluation` on a fixed set of images; it compiles once for all variables.
+    """Build `evaluate(variables) -> Evaluation` on uint8 images (n, h, w, c) and labels (n,).
 
-    `evaluate(variables, check)` calls `check()` before each batch, which may raise.
-
-    Args:
-      config: for the loss, normalisation and `eval_batch_size`.
-      module: Linen module.
-      mesh: of `device_mesh`.
-      images: uint8 (n, h, w, c).
-      labels: int (n,).
+    It compiles once for all variables. `evaluate(variables, check)` calls `check()` before each batch, which may raise.
     """
     step = evaluate_step(config, module, mesh)
     everywhere, split = shardings(mesh)
@@ -56,10 +49,7 @@ def evaluator(config: TrainConfig, module: Any, mesh: Mesh, images: Any, labels:
 
 
 def evaluate_step(config: TrainConfig, module: Any, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Build `step(variables, batch, counted) -> (loss, correct)`, sums over the images where `counted` is true.
-
-    `batch` holds one step; `counted` is (batch,).
-    """
+    """Build `step(variables, batch, counted) -> (loss, correct)`: sums over a step's images where `counted` is true."""
     loss = losses(config)
 
     def step(variables: Any, batch: Batch, counted: Any) -> tuple[jax.Array, jax.Array]:
@@ -75,9 +65,6 @@ def training_batches(config: TrainConfig, images: Dataset, count: int) -> list[j
     """The first `count` batches of a shuffled epoch, augmented and normalised as in training; fewer if it has fewer.
 
     What the configuration holds out of the training set is left out.
-
-    Raises:
-      InputError: the training set has no whole batch.
     """
     if config.holdout:
         images, *_ = hold_out(images, config.holdout, config.seed)

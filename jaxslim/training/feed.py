@@ -45,12 +45,7 @@ class InMemory:
     are the same. On accelerators one call takes up to `STEPS_PER_CALL` steps, which keeps the host out of the way. On
     CPUs a call takes one step: XLA runs the gradient of a convolution 30 to 60 times slower in a loop there.
 
-    Args:
-      mesh: of `device_mesh`.
-      images: uint8 (n, h, w, c).
-      labels: int (n,).
-      batch_size: images a step, over all devices together.
-      seed: of the order.
+    Images are uint8 (n, h, w, c) and labels int (n,); a step takes `batch_size` images, over all devices together.
     """
 
     def __init__(self, mesh: Mesh, images: np.ndarray, labels: np.ndarray, batch_size: int = 1, seed: int = 0) -> None:

@@ -48,10 +48,7 @@ class TrainState(NamedTuple):
 def train(config: TrainConfig) -> Trained:
     """Train what `config` says, or go on where its run stopped; a finished run is left as it is.
 
-    Raises:
-      InputError: the configuration, data, starting checkpoint or folder cannot be used.
-      DivergedError: the loss is not finite any more; earlier checkpoints stay.
-      StoppedError: SIGTERM or SIGINT came; the state is saved, in the middle of an epoch too.
+    A loss that is not finite raises a DivergedError. SIGTERM and SIGINT save the state and raise a StoppedError.
     """
     with Run(config) as run:
         if run.is_finished():

@@ -22,15 +22,7 @@ def load(config: TrainConfig) -> data.Dataset:
 
 
 def load_trained(path: str | Path, **changes: Any) -> tuple[Loaded, TrainConfig, data.Dataset]:
-    """A checkpoint, the configuration it was trained with, and that configuration's images.
-
-    Args:
-      path: what `checkpoint.load` takes.
-      **changes: fields of the configuration to replace, where they are not None.
-
-    Raises:
-      InputError: as `checkpoint.load` and `data.load`, or the network does not fit the images.
-    """
+    """A checkpoint, its configuration with the `changes` that are not None, and the images of the configuration."""
     loaded = checkpoint.load(path)
     if not isinstance(fields := loaded.meta.get("config"), dict):
         raise InputError(f"{path} names no training configuration; give a checkpoint that jaxslim train wrote.")
@@ -42,11 +34,7 @@ def load_trained(path: str | Path, **changes: Any) -> tuple[Loaded, TrainConfig,
 
 
 def build(config: TrainConfig, source: Loaded | None, images: data.Dataset) -> tuple[Any, Any]:
-    """The Linen module and variables to start from: those of `source`, or new ones by the seed.
-
-    Raises:
-      InputError: the network cannot be built, or does not fit the images and their classes.
-    """
+    """The Linen module and variables to start from: those of `source`, or new ones by the seed."""
     image = jnp.zeros((1, *images.train_images.shape[1:]))
     classes, dtype = len(images.class_names), jnp.dtype(config.dtype)
     if source is not None:
@@ -61,11 +49,7 @@ def build(config: TrainConfig, source: Loaded | None, images: data.Dataset) -> t
 
 
 def check_fit(module: Any, variables: Any, images: data.Dataset, name: Any) -> None:
-    """Refuse a data set of images that the network `name` cannot see, or with other classes than it tells apart.
-
-    Raises:
-      InputError: as above.
-    """
+    """Refuse a data set of images that the network `name` cannot see, or with other classes than it tells apart."""
     shape = images.test_images.shape[1:]
     with _applied(name, shape, "give the image_size and channels that it was trained with"):
         logits = jax.eval_shape(module.apply, variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))

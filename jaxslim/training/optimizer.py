@@ -35,9 +35,6 @@ def optimizer(config: TrainConfig, rate: optax.Schedule, scale_mask: Any) -> opt
 
     With the defaults and `l1`, this is SGD as the PyTorch reference does it. `scale_mask` has the structure of the
     parameters and is true for the scales that L1 pulls on; without `decay_scales`, weight decay spares them.
-
-    Raises:
-      InputError: optax has no such optimizer, or the optimizer does not take `optimizer_args`.
     """
     make = getattr(optax, config.optimizer, None)
     if not callable(make) or "learning_rate" not in inspect.signature(make).parameters:

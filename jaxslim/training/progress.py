@@ -6,14 +6,7 @@ from typing import Any
 
 
 class Progress:
-    """A bar over all steps with the time that is left, on a terminal, and a line for each epoch.
-
-    Args:
-      name: name of the run.
-      epochs: epochs of the whole run.
-      done: steps that were taken before.
-      steps: steps an epoch.
-    """
+    """A bar over all steps, of which `done` were taken before, on a terminal; and a line for each epoch of `steps`."""
 
     def __init__(self, name: str, epochs: int, done: int, steps: int) -> None:
         self._epochs, self._bars = epochs, None

@@ -45,9 +45,6 @@ class Run(contextlib.ExitStack):
 
     Entering locks the folder. `begin` restores the state, `epochs` counts what is left, `check` follows each call of a
     step, `record` ends an epoch. Only the first process writes and prints.
-
-    Raises:
-      InputError: the folder holds another run or other files, or another process trains in it.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -72,15 +69,7 @@ class Run(contextlib.ExitStack):
         return done
 
     def begin(self, module: Any, source: Any, images: Any, state: Any, steps_per_epoch: int) -> Any:
-        """The state to go on from: that of the newest checkpoint, or `state` in a new run.
-
-        Args:
-          module: the Linen module.
-          source: the checkpoint that the run started from, if any.
-          images: the data set.
-          state: a new `TrainState`.
-          steps_per_epoch: how many steps an epoch takes.
-        """
+        """The state to go on from: that of the newest checkpoint, or `state` in a new run, made from `source`."""
         config = self._config
         self._module, self._steps_per_epoch, self._epoch = module, steps_per_epoch, 0
         self._lineage = {
@@ -125,11 +114,7 @@ class Run(contextlib.ExitStack):
         return max(self._start - (epoch - 1) * self._steps_per_epoch, 0)
 
     def check(self, state: Any, steps: int = 0) -> None:
-        """Show that `steps` more are done, and save `state` and stop if a signal came.
-
-        Raises:
-          StoppedError: a signal came.
-        """
+        """Show that `steps` more are done; if a signal came, save `state` and raise a StoppedError."""
         self._running.append(state.step + 0)  # a copy: the next step takes the buffers of the state over
         while len(self._running) > 2:  # what is shown has happened, and a stop waits for two calls at most
             jax.block_until_ready(self._running.popleft())
@@ -160,10 +145,7 @@ class Run(contextlib.ExitStack):
             self._progress.finish_epoch(row, taken * self._config.batch_size / seconds)
 
     def diverge(self, row: dict[str, Any], finite: int) -> NoReturn:
-        """
-        Raises:
-          DivergedError: always; `finite` steps of the epoch of `row` had a finite loss.
-        """
+        """Raise a DivergedError; `finite` steps of the epoch of `row` had a finite loss."""
         self._saver.wait()
         wait("for the checkpoint before")
         first = row["step"] - self._steps_per_epoch + min(finite + 1, self._steps_per_epoch)
@@ -210,11 +192,7 @@ class Run(contextlib.ExitStack):
 
 
 def check_folder(folder: Path, config: TrainConfig) -> None:
-    """Refuse a folder that holds something other than this run.
-
-    Raises:
-      InputError: another configuration's run, a run of an earlier version, or other files.
-    """
+    """Refuse a folder that holds another configuration's run, a run of an earlier version, or other files."""
     check_path(str(folder))
     file = folder / "config.json"
     if not file.exists():

@@ -11,7 +11,7 @@ import jax
 
 from jaxslim.errors import InputError
 from jaxslim.files import nearest
-from jaxslim.storage.checkpoint import size, write
+from jaxslim.storage.checkpoint import write
 from jaxslim.storage.history import accuracies_saved, accuracy, clean, remove, step_folder, steps_kept
 from jaxslim.training.distributed import is_first
 
@@ -19,12 +19,8 @@ log = logging.getLogger(__name__)
 
 
 def check_room(run: Path, variables: Any, training: Any) -> None:
-    """Refuse to start a run whose first checkpoint would not fit on the disk.
-
-    Raises:
-      InputError: there is less room than a checkpoint takes.
-    """
-    needed = size(variables, training)
+    """Refuse to start a run whose first checkpoint would not fit on the disk."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves((variables, training)))
     there = nearest(run)
     free = shutil.disk_usage(there).free
     if free < needed:
@@ -39,9 +35,6 @@ class Saver:
 
     A checkpoint that cannot be written, on a full disk for example, is logged; the run goes on, and `close` raises if
     that checkpoint was the last. `jaxslim.storage.history.steps_kept` says which are kept.
-
-    Raises:
-      InputError: a checkpoint of the run is damaged.
     """
 
     def __init__(self, run: Path) -> None:
@@ -54,14 +47,7 @@ class Saver:
             self._accuracies = accuracies_saved(run)
 
     def save(self, step: int, variables: Any, training: Any, meta: Mapping[str, Any]) -> None:
-        """Wait for the checkpoint before, and start writing that of `step`.
-
-        Args:
-          step: steps taken since the start of the run.
-          variables: nested dicts of arrays.
-          training: what `restore_training` is to give back.
-          meta: what `describe` gave.
-        """
+        """Wait for the checkpoint before, and start writing that of `step`; `write` takes the other arguments."""
         self.wait()
         if is_first():
             on_host = jax.device_get((variables, training))  # the next step takes the buffers over
@@ -79,11 +65,7 @@ class Saver:
         return self._failure is None
 
     def close(self) -> None:
-        """Wait until everything is written, and end.
-
-        Raises:
-          OSError: the last checkpoint could not be written.
-        """
+        """Wait until everything is written, and end; raise the OSError of the last checkpoint if it had one."""
         self.wait()
         self._thread.shutdown()
         if self._failure:

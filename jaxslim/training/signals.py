@@ -15,10 +15,7 @@ def stop_requests(agree: Callable[[int], int] = int) -> Iterator[Callable[[], No
 
     So a run stops where its state is whole. A second signal acts at once, as it would without the context. An ignored
     signal stays ignored, for example SIGINT in the background of a shell script. Outside the main thread, where Python
-    takes no signals, nothing changes.
-
-    Args:
-      agree: reduces each process's signal number (0 if none) to one that all processes act on.
+    takes no signals, nothing changes. `agree` reduces each process's signal number (0 if none) to one that all act on.
     """
     requests: list[int] = []
     handlers: dict[int, Any] = {}
