@@ -2,6 +2,7 @@
 
 import atexit
 import importlib
+import logging
 import os
 import pkgutil
 import shutil
@@ -43,10 +44,12 @@ def _modules():
 
 
 @pytest.fixture(autouse=True)
-def _compilation_cache():
-    """Undo what a command sets in this process that gets --no-compilation-cache."""
+def _settings():
+    """Undo what commands set in this process: the compilation cache, and the level of the log."""
     import jax
 
-    before = jax.config.jax_enable_compilation_cache
+    log, cache = logging.getLogger("jaxslim"), jax.config.jax_enable_compilation_cache
+    level = log.level
     yield
-    jax.config.update("jax_enable_compilation_cache", before)
+    log.setLevel(level)
+    jax.config.update("jax_enable_compilation_cache", cache)

@@ -472,7 +472,7 @@ def test_prune_prints_sizes_and_accuracies(call, home, tmp_path):
     assert f"parameters 375 -> {params:,} ({params / 375:.1%})" in said
     assert f"MACs 6,936 -> {macs:,} ({macs / 6936:.1%})" in said
     assert re.search(r"check logits within \d\.\de-0[6-9] of the full network's with those channels at zero", said)
-    assert "absorbed into" in said
+    assert "absorbed constants into" in said
     assert (loaded.meta["kind"], loaded.meta["cost"]) == ("pruned", {"params": params, "macs": macs})
     images = np.load(home / "data.npz")
     pixels = (images["test_images"] / np.float32(255) - np.float32(0.5)) / np.float32(0.5)

@@ -120,10 +120,16 @@ COMMAND_LINES = {
     "no convolution": (f"{NEW} --model-args widths=M,", "The mask is true for no parameter, so L1 would pull on nothi"),
     "small images": (f"{NEW} --image-size 1", "1 poolings shrink images of 1x1 pixels to nothing; use larger images"),
     "two means": ("train --channels 3 --mean 0 0", "mean has 2 numbers for 3 channels; give one a channel."),
-    "unknown augmentation": (f"{NEW} --augment mixup", "There is no augmentation 'mixup'; use crop, flip, or none."),
+    "unknown augmentation": (
+        f"{NEW} --augment mixup",
+        "There is no augmentation 'mixup'; use crop, flip, or no name at all.",
+    ),
     "unknown optimizer": (f"{NEW} --optimizer sdg", "optimizer is 'sdg'; it must be one of optax's, for example sgd o"),
     "other function of optax": (f"{NEW} --optimizer join_schedules", "optimizer is 'join_schedules'; it must be one o"),
-    "argument of another": (f"{NEW} --optimizer-args b1=1", "optimizer sgd does not take the optimizer_args {'b1': 1}"),
+    "argument of another": (
+        f"{NEW} --optimizer-args b1=1",
+        "optimizer sgd cannot be used with the optimizer_args {'b1': 1}",
+    ),
     "misspelt data": (f"{NEW} --dataset CIFAR10", "There is no data set called CIFAR10; did you mean cifar10 "),
     "absent data": (f"{NEW} --dataset ./no", "There is no file or folder ./no; check the path."),
     "no data": (f"{NEW} --dataset ''", "The name of the data set is empty; give a name such as cifar10 or digits, or"),

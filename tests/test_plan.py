@@ -105,14 +105,14 @@ def test_threshold() -> None:
 
 def test_print_shows_what_each_layer_loses() -> None:
     plan = plan_of([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6, 0.7]], 3 / 7)
-    assert repr([plan]) == "[Plan(4 of 7 units stay; of the scored ones 42.86% go, 42.86% requested)]"
+    assert repr([plan]) == "[Plan(4 of 7 units stay; 42.86% of the scored units are cut, 42.86% requested)]"
     assert str(plan).splitlines() == [
-        "Plan(4 of 7 units stay; of the scored ones 42.86% go, 42.86% requested)",
+        "Plan(4 of 7 units stay; 42.86% of the scored units are cut, 42.86% requested)",
         "layer  channels",
         "l0     3 -> 1    protected",
         "l1     4 -> 3",
     ]
-    assert repr(plan_of(HAND, None, threshold=0.1)) == "Plan(5 of 7 units stay; of the scored ones 28.57% go)"
+    assert repr(plan_of(HAND, None, threshold=0.1)) == "Plan(5 of 7 units stay; 28.57% of the scored units are cut)"
     layers = tuple(Layer(f"layer{i}", 9, 9, False) for i in range(99))
     long = jaxslim.Plan(keep=np.ones(892, bool), requested=0.0, achieved=0.0, layers=layers)
     assert len(str(long).splitlines()) == 27

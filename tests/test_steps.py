@@ -605,7 +605,7 @@ def test_optimizers_by_name(name, arguments, direct):
     [
         ({"optimizer": "sdg"}, "optimizer is 'sdg'; it must be one of optax's, for example sgd or adamw."),
         ({"optimizer": "chain"}, "optimizer is 'chain'; it must be one of optax's"),
-        ({"optimizer_args": {"b2": 1.0}}, "optimizer sgd does not take the optimizer_args {'b2': 1.0}"),
+        ({"optimizer_args": {"b2": 1.0}}, "optimizer sgd cannot be used with the optimizer_args {'b2': 1.0}"),
     ],
 )
 def test_optimizers_that_there_are_not(changes, message):

@@ -207,6 +207,11 @@ def test_the_command_says_what_to_do_next(home, tmp_path, capsys, monkeypatch, a
     assert advice in (said if following else last)
 
 
+def test_a_sweep_without_the_uncut_network_gives_no_advice(home, tmp_path, capsys):
+    done = invoke(capsys, sweep_command, home / "sparse", "--ratios", 0.5, "--out", tmp_path / "out")
+    assert done.out.splitlines()[-1] == f"Report: {tmp_path}/out/report.md"
+
+
 def test_two_sweeps_into_one_folder(capsys, home, tmp_path):
     with locked(tmp_path / "out", "--out"):
         done = invoke(capsys, sweep_command, home / "sparse", "--ratios", 0.5, "--out", tmp_path / "out")

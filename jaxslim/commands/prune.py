@@ -80,7 +80,11 @@ def show(pruned: Any, meta: dict[str, Any]) -> None:
         f"parameters  {full['params']:,} -> {small['params']:,} ({small['params'] / full['params']:.1%})",
         f"MACs        {full['macs']:,} -> {small['macs']:,} ({small['macs'] / full['macs']:.1%})",
         f"check       {agreed}{inexact}",
-        *([f"absorbed    into {meta['absorbed_into']} vectors"] if meta["plan"]["absorb"] else []),
+        *(
+            [f"absorbed    constants into {meta['absorbed_into']} biases and running means"]
+            if meta["plan"]["absorb"]
+            else []
+        ),
         *([f"statistics  of {batches} training batches"] if (batches := meta["recalibrated_on"]) else []),
     )
     print("\n".join(lines))

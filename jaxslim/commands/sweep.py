@@ -67,6 +67,8 @@ def main(argv: list[str]) -> None:
         report.show(result)
         report.write(result, out)
     print(f"Report: {out}/report.md")
+    if all(row.ratio for row in result.sweep):
+        return  # without ratio 0, nothing says what a cut costs
     ratio, when = _largest_harmless(result.sweep), "after" if epochs else "before"
     if ratio:
         print(f"Ratio {ratio:g} is the largest within a point of the best accuracy {when} fine-tuning.")

@@ -45,7 +45,7 @@ class Plan:
     def __repr__(self) -> str:
         stay, units = np.count_nonzero(self.keep[1:]), len(self.keep) - 1
         requested = "" if self.requested is None else f", {self.requested:.2%} requested"
-        return f"Plan({stay} of {units} units stay; of the scored ones {self.achieved:.2%} go{requested})"
+        return f"Plan({stay} of {units} units stay; {self.achieved:.2%} of the scored units are cut{requested})"
 
     def __str__(self) -> str:
         rows = [(name, f"{old} -> {new}", "protected" if saved else "") for name, old, new, saved in self.layers]

@@ -41,7 +41,7 @@ def augmenter(names: Sequence[str], *, pad: int = 4) -> Callable[[jax.Array, jax
       InputError: there is no augmentation of a name.
     """
     if unknown := [name for name in names if name not in AUGMENTATIONS]:
-        raise InputError(f"There is no augmentation {unknown[0]!r}; use {', '.join(AUGMENTATIONS)}, or none.")
+        raise InputError(f"There is no augmentation {unknown[0]!r}; use {', '.join(AUGMENTATIONS)}, or no name at all.")
     steps = [AUGMENTATIONS[name] for name in names]
 
     def augment(images: jax.Array, key: jax.Array) -> jax.Array:

@@ -15,7 +15,8 @@ class TrainConfig:
     """One training run. The defaults are the reference's recipe for VGG-19 on CIFAR-10, without sparsity."""
 
     name: str = "run"
-    """Name of the run; its files go to `runs/NAME` unless `workdir` says otherwise."""
+    """Name of the run; its files go to `runs/NAME`, with `init_from` beside that checkpoint, unless `workdir` says
+    otherwise."""
     workdir: str | None = None
     """Folder of the run: checkpoints, metrics.jsonl, config.json."""
 
@@ -36,7 +37,7 @@ class TrainConfig:
     """Standard deviation per channel that the images are divided by."""
     augment: tuple[str, ...] = ("crop", "flip")
     """What is done to training images, in this order: crop (a random crop after padding), flip (mirror half of them
-    left to right); nothing leaves them as they are."""
+    left to right). Without a name, images stay as they are."""
     pad: int = 4
     """Zero pixels that crop pads each side with."""
 
@@ -60,7 +61,8 @@ class TrainConfig:
     """Share of each label that is spread over all classes."""
     optimizer: str = "sgd"
     """Name of an optax optimizer (sgd, adam, adamw, lion, rmsprop, ...). `momentum` and `weight_decay` go to those that
-    take them; for the others, weight decay is an L2 pull in the gradient, as in the reference."""
+    take them; for the others, weight decay is an L2 pull in the gradient, as in the reference. Most need another
+    learning rate than sgd, adam for example about 1e-3."""
     optimizer_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of the optimizer, for example b2=0.95."""
     learning_rate: float = 0.1

@@ -59,9 +59,10 @@ def optimizer(config: TrainConfig, rate: optax.Schedule, scale_mask: Any) -> opt
     except InputError:
         raise
     except Exception as error:  # whatever optax and JAX find wrong
+        known = ", ".join(name for name in takes if name != "learning_rate")
         raise InputError(
-            f"optimizer {config.optimizer} does not take the optimizer_args {dict(config.optimizer_args)} "
-            f"({first_line(error)}); it takes {', '.join(name for name in takes if name != 'learning_rate')}."
+            f"optimizer {config.optimizer} cannot be used with the optimizer_args {dict(config.optimizer_args)} "
+            f"({first_line(error)}); its arguments are {known}."
         ) from error
 
 

@@ -93,6 +93,8 @@ class Run(contextlib.ExitStack):
             keep_rows(self.folder / "metrics.jsonl", self._epoch)
         self._saver = self.enter_context(contextlib.closing(Saver(self.folder)))
         self._say(f"{config.name}: {_summary(module, images)}")
+        if left := len(images.train_labels) - steps_per_epoch * config.batch_size:
+            self._say(f"{config.name}: {left} training images are left out of each epoch, others each time")
         if saved:
             where = "in the middle of" if self._start > self._epoch * steps_per_epoch else "at"
             self._say(f"{config.name}: continuing {where} epoch {self._epoch + 1}")
@@ -214,7 +216,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     if (version := str(there.pop("version", "0.1.0"))).startswith("0.1."):
         raise InputError(
             f"{folder} holds a run of jaxslim {version}, which this version cannot continue, though its checkpoints "
-            "load; choose another --workdir, or start from it with --init-from."
+            "load; choose another --workdir, or fine-tune that run with --init-from."
         )
     mine = json.loads(json.dumps(dataclasses.asdict(config)))
     there = json.loads(json.dumps(dataclasses.asdict(from_json(there, file))))
