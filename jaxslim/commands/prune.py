@@ -75,16 +75,13 @@ def show(pruned: Any, meta: dict[str, Any]) -> None:
     requested = "by threshold" if meta["plan"]["requested"] is None else f"requested {meta['plan']['requested']:.2%}"
     agreed = f"logits within {check['logits_difference']:.1e} of the full network's with those channels at zero"
     inexact = "" if check["exact"] else " (inexact units: cutting and zeroing differ)"
+    constants = f"absorbed    constants into {meta['absorbed_into']} biases and running means"
     lines = (
         f"channels    {requested}, cut {pruned.plan.achieved:.2%}",
         f"parameters  {full['params']:,} -> {small['params']:,} ({small['params'] / full['params']:.1%})",
         f"MACs        {full['macs']:,} -> {small['macs']:,} ({small['macs'] / full['macs']:.1%})",
         f"check       {agreed}{inexact}",
-        *(
-            [f"absorbed    constants into {meta['absorbed_into']} biases and running means"]
-            if meta["plan"]["absorb"]
-            else []
-        ),
+        *([constants] if meta["plan"]["absorb"] else []),
         *([f"statistics  of {batches} training batches"] if (batches := meta["recalibrated_on"]) else []),
     )
     print("\n".join(lines))

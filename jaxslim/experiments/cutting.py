@@ -16,6 +16,7 @@ from jaxslim.files import check_out
 from jaxslim.slim.prune import Pruned, difference, prune, tolerance
 from jaxslim.slim.recalibrate import recalibrate as recalibrate_statistics
 from jaxslim.storage import checkpoint
+from jaxslim.storage.history import is_checkpoint
 from jaxslim.training.config import TrainConfig
 from jaxslim.training.evaluation import evaluator, training_batches
 from jaxslim.training.feed import device_mesh
@@ -37,7 +38,7 @@ def statistics_batches(number: int, config: TrainConfig, images: Dataset) -> lis
 def check_place(out: Path) -> None:
     """Raise InputError, before the work, for an `--out` that cannot become a folder or would damage a checkpoint."""
     check_out(out)
-    known = [place for place in (out, *out.parents) if (place / "meta").is_dir() and (place / "variables").is_dir()]
+    known = [place for place in (out, *out.parents) if is_checkpoint(place)]
     if out in known or out.name == "checkpoints":
         raise InputError(f"{out} holds a checkpoint; choose another --out.")
     if known or out.parent.name == "checkpoints":
@@ -65,10 +66,11 @@ def save_cut(
     if os.path.lexists(out):
         raise InputError(f"{out} exists already and checkpoints are never overwritten; choose another --out.")
     check_place(out)
-    module, variables, meta = checkpoint.load(path)
+    found: tuple[Any, ...] = load_trained(path, **data or {}) if recalibrate else (checkpoint.load(path),)
+    (module, variables, meta), *trained_on = found
     if "image_shape" not in meta:
         raise InputError(f"{path} does not name its images' shape; save it with meta={{'image_shape': [32, 32, 3]}}.")
-    batches = statistics_batches(recalibrate, *load_trained(path, **data or {})[1:]) if recalibrate else []
+    batches = statistics_batches(recalibrate, *trained_on) if recalibrate else []
     images = sample(meta["image_shape"])
     pruned = prune(module, variables, ratio, images, absorb=absorb, **options)
     gap = difference(module, pruned, images)

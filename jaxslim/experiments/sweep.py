@@ -80,23 +80,24 @@ def sweep(
     agrees = difference(module, cut(plans[np.argmax(ratios)], absorbed), inputs) <= tolerance(module)
     zeroed = measurer(module)
 
-    def accuracy(pruned: Pruned) -> float:
+    def accuracy(pruned: Pruned, verified: float | None = None) -> float:
         if agrees and graph.exact[~pruned.plan.keep].all():
             return zeroed(zero(graph, pruned.full, pruned.plan))
-        return measurer(pruned.module)(pruned.variables)
+        return measurer(pruned.module)(pruned.variables) if verified is None else verified
 
     for ratio, chosen in zip(ratios, plans, strict=True):
         pruned = cut(chosen, absorbed)
         params, macs = count(pruned.module.apply, pruned.variables, inputs)
+        verified = measurer(pruned.module)(pruned.variables) if verify else None
         row = SweepRow(
             ratio=ratio,
-            accuracy=accuracy(pruned),
+            accuracy=accuracy(pruned, verified),
             params=params,
             macs=macs,
             kept={layer.name: layer.after for layer in pruned.plan.layers},
             protected=pruned.plan.protected,
             plain_accuracy=accuracy(cut(chosen, None)) if absorb else None,
-            verified_accuracy=measurer(pruned.module)(pruned.variables) if verify else None,
+            verified_accuracy=verified,
             logits_difference=difference(module, pruned, inputs) if verify else None,
             architecture=models.architecture(pruned.module),
         )

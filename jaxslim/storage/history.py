@@ -24,7 +24,7 @@ def find(path: str | Path) -> Path:
     """The folder of the checkpoint that `path` means: itself, RUN/latest, RUN/best, or the latest of a run."""
     check_path(path)
     path = Path(path).absolute()
-    if ((path / "meta").is_dir() and (path / "variables").is_dir()) or (is_of_run(path) and path.exists()):
+    if is_checkpoint(path) or (is_of_run(path) and path.exists()):
         return path
     for run, name in ((path, "latest"), (path.parent, path.name)):
         if name in ("latest", "best") and (steps := steps_saved(run)):
@@ -36,6 +36,11 @@ def find(path: str | Path) -> Path:
         f"{path} is not a checkpoint of jaxslim (no meta and variables in it) and not a run that has saved one; "
         "give a folder that jaxslim train or jaxslim prune made."
     )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder holds the items of a checkpoint, whole or damaged."""
+    return (path / "meta").is_dir() and (path / "variables").is_dir()
 
 
 def is_of_run(path: Path) -> bool:
