@@ -1,10 +1,14 @@
 from . import ops as ops
+from .core.compose import compose as compose
 from .core.cost import Cost as Cost
 from .core.cost import count as count
 from .core.cut import cut as cut
-from .core.cut import zero as zero
+from .core.cut import mask as mask
+from .core.cut import restore as restore
 from .core.graph import ChannelGraph as ChannelGraph
+from .core.graph import Stop as Stop
 from .core.graph import trace as trace
+from .core.narrow import narrow as narrow
 from .core.plan import Plan as Plan
 from .core.plan import plan as plan
 from .errors import InputError as InputError
@@ -16,7 +20,9 @@ from .models import vgg19 as vgg19
 from .slim.absorb import absorb as absorb
 from .slim.criteria import bn_scale_mask as bn_scale_mask
 from .slim.criteria import bn_scales as bn_scales
+from .slim.criteria import magnitude as magnitude
 from .slim.prune import Pruned as Pruned
+from .slim.prune import Report as Report
 from .slim.prune import prune as prune
 from .slim.recalibrate import recalibrate as recalibrate
 from .slim.sparsify import l1_proximal as l1_proximal
@@ -24,6 +30,9 @@ from .slim.sparsify import l1_subgradient as l1_subgradient
 from .storage.checkpoint import Loaded as Loaded
 from .storage.checkpoint import load as load
 from .storage.checkpoint import save as save
+from .storage.plans import load_plan as load_plan
+from .storage.plans import save_plan as save_plan
+from .storage.programs import Program as Program
 from .training.config import TrainConfig as TrainConfig
 
 __version__: str

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxslim import VGG, count, ops, prune
+import jaxslim
+from jaxslim import VGG, count, ops
 from jaxslim.data import Dataset
 from jaxslim.slim.criteria import bn_scale_mask
 from jaxslim.storage.checkpoint import Loaded
@@ -115,7 +116,12 @@ def first_step(widths: Any, started: float) -> dict[str, float]:
 def cutting(widths: Any, rounds: int) -> dict[str, float]:
     """Seconds of trace, plan and cut."""
     module, variables = build(widths, "float32")
-    return _medians({"trace + plan + cut (s)": lambda: prune(module, variables, 0.5, IMAGE)}, rounds)
+
+    def cut_half() -> Any:
+        graph = jaxslim.trace(module.apply, variables, IMAGE)
+        return jaxslim.cut(graph, variables, jaxslim.plan(graph, jaxslim.bn_scales(variables), 0.5))
+
+    return _medians({"trace + plan + cut (s)": cut_half}, rounds)
 
 
 def sweeping(widths: Any, quick: bool) -> dict[str, float]:

@@ -19,7 +19,10 @@ from jaxslim.commands.arguments import parse
 from jaxslim.commands.cli import run, start_jax
 from jaxslim.storage import checkpoint, history
 
-PROPERTY = "tests/test_graph.py::test_invariants_hold_for_random_networks_and_plans"
+PROPERTIES = (
+    "tests/test_graph.py::test_invariants_hold_for_random_networks_and_plans",
+    "tests/test_narrow.py::test_cut_programs_are_the_masked_network",
+)
 CONFIG = """from jaxslim.training.config import TrainConfig
 
 config = TrainConfig(
@@ -66,7 +69,9 @@ def main(argv: list[str]) -> None:
             print(f"damaged runs that went on as if nothing had happened: {go_on(config, whole, folder)}", flush=True)
             for reader, count in torture_readers.feed(config, whole, folder, options.inputs, rng).items():
                 print(f"inputs to the reader of {reader}: {count}", flush=True)
-            print(f"networks drawn without a broken invariant: {draw(folder, options.networks, rng)}", flush=True)
+            shares = (options.networks - options.networks // 2, options.networks // 2)
+            drawn = [draw(test, folder, share, rng) for test, share in zip(PROPERTIES, shares, strict=True)]
+            print(f"networks drawn without a broken invariant: {sum(drawn)}", flush=True)
     except AssertionError as error:
         raise SystemExit(f"torture: {error}") from None
 
@@ -190,15 +195,15 @@ def go_on(config: Path, whole: Path, folder: Path) -> int:
     return len(spoiled)
 
 
-def draw(folder: Path, number: int, rng: np.random.Generator) -> int:
-    """Draw networks and plans in the property test, up to 100 a process, since each leaves compiled code behind."""
+def draw(test: str, folder: Path, number: int, rng: np.random.Generator) -> int:
+    """Draw networks and plans in a property test, up to 100 a process, since each leaves compiled code behind."""
     drawn = 0
     while drawn < number:
         environment = {**os.environ, "HYPOTHESIS_PROFILE": "thorough", "JAX_ENABLE_COMPILATION_CACHE": "false"}
         environment["HYPOTHESIS_EXAMPLES"] = str(min(100, number - drawn))
         environment["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "hypothesis")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-show-statistics"]
-        command += [f"--hypothesis-seed={rng.integers(2**31)}", PROPERTY]
+        command += [f"--hypothesis-seed={rng.integers(2**31)}", test]
         root, pipe = Path(__file__).parents[1], subprocess.PIPE
         done = subprocess.run(command, cwd=root, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
         passed = sum(map(int, re.findall(r"- (\d+) passing", done.stdout)))

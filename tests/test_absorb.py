@@ -21,8 +21,10 @@ from networks import (
     pool,
     pre_activation,
 )
+from test_narrow import by_hand, random_keep
 
 import jaxslim
+from jaxslim.core.paths import leaf_paths
 from jaxslim.errors import InputError
 
 IMAGES = np.random.default_rng(1).normal(size=(2, 10, 10, 3)).astype(np.float32)
@@ -51,13 +53,13 @@ def half_off(variables: Any, spare: str = "") -> Any:
     return {**variables, "params": params}
 
 
-def cut_zeros(apply: Any, variables: Any, images: Any, absorb: bool = True) -> tuple[Any, Any]:
-    """The variables without the channels of scale zero, and the full ones that were cut."""
+def cut_zeros(apply: Any, variables: Any, images: Any, absorb: bool = True) -> tuple[Any, Any, Any]:
+    """The variables without the channels of scale zero, the full ones that were cut, and the cut program."""
     graph = jaxslim.trace(apply, variables, images)
     plan = jaxslim.plan(graph, jaxslim.bn_scales(variables), None, threshold=0.0)
     assert not plan.keep.all()
     full = jaxslim.absorb(apply, variables, graph, plan, images) if absorb else variables
-    return jaxslim.cut(graph, full, plan), full
+    return jaxslim.cut(graph, full, plan), full, jaxslim.narrow(apply, graph, plan)
 
 
 def compiled(apply: Any) -> Any:
@@ -67,8 +69,8 @@ def compiled(apply: Any) -> Any:
 
 def gap(apply: Any, variables: Any, absorb: bool = True) -> float:
     """How far cutting the channels of scale zero moves the logits, as a share of the largest one."""
-    cut, _ = cut_zeros(apply, variables, IMAGES[:1], absorb)
-    whole, narrow = (np.asarray(compiled(apply)(tree, IMAGES)) for tree in (variables, cut))
+    small, _, narrowed = cut_zeros(apply, variables, IMAGES[:1], absorb)
+    whole, narrow = (np.asarray(compiled(run)(tree, IMAGES)) for run, tree in ((apply, variables), (narrowed, small)))
     return float(np.abs(narrow - whole).max() / np.abs(whole).max())
 
 
@@ -88,11 +90,11 @@ def test_a_dense_layer_behind_by_hand() -> None:
             x = jax.nn.relu(x * layer["scale"][None] + layer["bias"][None])
         return x
 
-    cut, full = cut_zeros(apply, variables, jnp.ones((3, 1)))
+    small, full, _ = cut_zeros(apply, variables, jnp.ones((3, 1)))
     np.testing.assert_allclose(full["batch_stats"]["b"].pop("mean"), [10 - 1.4, 20 - 2.8], rtol=1e-6)
     stats["b"].pop("mean")
     jax.tree.map(np.testing.assert_array_equal, full, variables)
-    assert cut["params"]["b"]["kernel"].tolist() == [[1.0, 3.0]]
+    assert small["params"]["b"]["kernel"].tolist() == [[1.0, 3.0]]
 
 
 @pytest.mark.parametrize(("width", "n"), [(1, 1), (1, 3), (2, 2), (3, 2)])
@@ -107,7 +109,7 @@ def test_padding_counts_as_often_as_the_window_meets_it(width: int, n: int) -> N
     )
     params = variables["params"]
     params["bn0"] |= {"scale": np.array([1, 0], np.float32), "bias": np.array([0.3, 0.9], np.float32)}
-    _, full = cut_zeros(module.apply, variables, images)
+    _, full, _ = cut_zeros(module.apply, variables, images)
     kernel = params["conv1"]["kernel"][:, :, 1]
     seen = sum(kernel[row : row + 2, column : column + 2].sum((0, 1)) for row in (0, 1) for column in (0, 1)) / 4
     mean = variables["batch_stats"]["bn1"]["mean"] - 0.9 * seen
@@ -160,7 +162,7 @@ def test_parameters_keep_their_types() -> None:
     def precise(tree: Any, x: Any) -> Any:
         return apply(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree), x)
 
-    _, full = cut_zeros(precise, variables, IMAGES)
+    _, full, _ = cut_zeros(precise, variables, IMAGES)
     kinds = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (full, variables)]
     assert kinds[0] == kinds[1]
     assert not np.array_equal(full["params"]["conv1"]["bias"], variables["params"]["conv1"]["bias"])
@@ -188,7 +190,7 @@ def test_a_bias_that_two_layers_use_is_left_alone() -> None:
         return y @ params["a"]["kernel"] + bias, x + bias
 
     images = np.ones((1, 2), np.float32)
-    _, full = cut_zeros(apply, variables, images)
+    _, full, _ = cut_zeros(apply, variables, images)
     assert full["params"]["shared"]["bias"].tolist() == [0, 0]
 
 
@@ -198,7 +200,7 @@ def test_biases_that_relu_stops_cost_nothing() -> None:
     for layer in variables["params"].values():
         if "scale" in layer:
             layer["bias"] = -layer["bias"]
-    _, full = cut_zeros(apply, variables, IMAGES)
+    _, full, _ = cut_zeros(apply, variables, IMAGES)
     jax.tree.map(lambda new, old: np.testing.assert_allclose(new, old, atol=1e-6), full, variables)
 
 
@@ -228,27 +230,10 @@ def test_any_network_keeps_all_but_vectors_and_is_cut_as_before(network: Network
     variables, images = network.init(), network.images()
     with jax.enable_x64(True):
         graph = jaxslim.trace(network, variables, images)
-        keep = (np.random.default_rng(seed).random(graph.num_units + 1) < 0.5) | ~graph.exact
-        keep[0] = True
-        for path, axes in zip(graph.paths, graph.units, strict=True):  # no layer loses all
-            if path[0] == "params":
-                keep[[units[0] for units in axes]] = True
-        plan = jaxslim.Plan(keep=keep, requested=None, achieved=0.0, layers=())
+        plan = by_hand(graph, random_keep(graph, seed, 0.5), spare=~graph.exact)
         full = jaxslim.absorb(network, variables, graph, plan, images)
-        for vector, (path, old), new in zip(
-            graph.vectors, _in_order(graph, variables), _in_order(graph, full), strict=True
-        ):
-            assert vector or np.array_equal(old, new[1]), path
-            assert (old.shape, old.dtype) == (new[1].shape, new[1].dtype), path
-        narrow = compiled(network)(jaxslim.cut(graph, full, plan), images)
-        np.testing.assert_allclose(narrow, compiled(network)(jaxslim.zero(graph, full, plan), images), atol=1e-8)
-
-
-def _in_order(graph: jaxslim.ChannelGraph, tree: Any) -> list[tuple[Any, Any]]:
-    found = dict(_leaves(tree))
-    return [(path, found[path]) for path in graph.paths]
-
-
-def _leaves(tree: Any) -> Any:
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        yield tuple(key.key for key in path), leaf
+        for (path, old), (_, new) in zip(leaf_paths(variables), leaf_paths(full), strict=True):
+            assert old.ndim == 1 or np.array_equal(old, new), path
+            assert (old.shape, old.dtype) == (new.shape, new.dtype), path
+        narrow = compiled(jaxslim.narrow(network, graph, plan))(jaxslim.cut(graph, full, plan), images)
+        np.testing.assert_allclose(narrow, compiled(network)(jaxslim.mask(graph, full, plan), images), atol=1e-8)

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import jax
+import pytest
 
 from jaxslim import TrainConfig
 from jaxslim.experiments.configs import packaged
@@ -15,6 +16,7 @@ from jaxslim.experiments.configs import packaged
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+KINDS = dict(re.findall(r"```python (\w+)\n(.*?)```", README, re.S))
 
 
 def test_code_blocks_run_one_after_another(tmp_path, monkeypatch, capsys):
@@ -27,14 +29,29 @@ def test_code_blocks_run_one_after_another(tmp_path, monkeypatch, capsys):
     promised = re.findall(r"print\(.*\)  # (\(.*)", "".join(BLOCKS))
     assert len(promised) > 0
     assert [line for line in promised if line not in printed] == []
-    assert sum(names["net"].widths) == 48  # half of Net's channels are left
+    kernels = [names["variables"]["params"][f"Conv_{i}"]["kernel"] for i in range(2)]
+    assert sum(kernel.shape[-1] for kernel in kernels) == 48  # half of Net's channels are left
+
+
+@pytest.mark.parametrize("package", KINDS)
+def test_a_model_of_each_kind_is_cut_in_five_lines(package, tmp_path, monkeypatch):
+    pytest.importorskip({"equinox": "equinox", "haiku": "haiku", "keras": "keras"}[package], reason="an extra package")
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    code = KINDS[package]
+    assert len([line for line in code.splitlines() if line]) <= 6
+    data = "import jax, jaxslim, numpy as np\nimages = np.ones((3, 8, 8, 1), np.float32)\n"
+    names = {"__name__": "readme"}
+    with jax.numpy_rank_promotion("allow"):
+        exec(compile(data + code, f"README block {package}", "exec"), names)
+    assert names["logits"].shape == (3, 10)
 
 
 def test_own_network_takes_ten_lines_and_own_loop_twenty():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     lines = [len([line for line in block.splitlines() if line]) for block in BLOCKS]
     assert lines[1] <= 10
-    assert lines[2] <= 20
+    assert lines[2] <= 6
+    assert lines[4] <= 20
 
 
 def test_files_that_are_named_exist():

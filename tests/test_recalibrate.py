@@ -229,7 +229,7 @@ def test_a_cut_network_gets_what_the_zeroed_one_gets() -> None:
     images = [np.random.default_rng(seed).normal(size=(8, 8, 8, 3)).astype(np.float32) for seed in range(2)]
     graph = jaxslim.trace(module.apply, variables, images[0])
     pruned = jaxslim.prune(module, variables, 0.5, images[0])
-    zeroed = jaxslim.recalibrate(module, jaxslim.zero(graph, variables, pruned.plan), images)
+    zeroed = jaxslim.recalibrate(module, jaxslim.mask(graph, variables, pruned.plan), images)
     kept = jaxslim.cut(graph, zeroed, pruned.plan)
     found = jaxslim.recalibrate(pruned.module, pruned.variables, images)
     for layer, stats in found["batch_stats"].items():

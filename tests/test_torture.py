@@ -83,22 +83,23 @@ def test_drawn(number):
 """
 
 
-def drawing(monkeypatch, folder, text, **names):
-    """Make `draw` run another property test, which writes down what it drew, with the settings of all tests."""
+def drawing(folder, text, **names):
+    """A property test to draw in, which writes down what it drew, with the settings of all tests."""
     (folder / "tests").mkdir()
     (folder / "scripts").symlink_to(SCRIPTS)
     settings = Path(__file__).with_name("conftest.py").read_text().partition("\n\n\n@pytest.fixture")[0]
     (folder / "tests" / "conftest.py").write_text(settings)
-    (folder / "tests" / "test_drawn.py").write_text(text.format(file=str(folder / "drawn"), **names))
-    monkeypatch.setattr(torture, "PROPERTY", str(folder / "tests" / "test_drawn.py"))
+    test = folder / "tests" / "test_drawn.py"
+    test.write_text(text.format(file=str(folder / "drawn"), **names))
+    return str(test)
 
 
 def test_what_was_drawn_is_counted_and_goes_by_the_seed(tmp_path, monkeypatch):
     monkeypatch.setenv("CI", "true")  # makes Hypothesis draw the same examples each time, unless told otherwise
-    drawing(monkeypatch, tmp_path, DRAWN, least=0)
+    test = drawing(tmp_path, DRAWN, least=0)
     found = []
     for number in (130, 100):  # which take two processes and one
-        assert torture.draw(tmp_path, number, np.random.default_rng(0)) == number
+        assert torture.draw(test, tmp_path, number, np.random.default_rng(0)) == number
         found.append((tmp_path / "drawn").read_text().split())
         (tmp_path / "drawn").unlink()
     assert len(found[0]) == 130
@@ -106,13 +107,13 @@ def test_what_was_drawn_is_counted_and_goes_by_the_seed(tmp_path, monkeypatch):
     assert len(set(found[0][:100]) & set(found[0][100:])) < 15
 
 
-def test_a_broken_invariant_is_found(tmp_path, monkeypatch):
-    drawing(monkeypatch, tmp_path, DRAWN, least=77)
+def test_a_broken_invariant_is_found(tmp_path):
+    test = drawing(tmp_path, DRAWN, least=77)
     with pytest.raises(AssertionError, match=r"(?s)--hypothesis-seed=\d+ .* ended with 1: .*number=0"):
-        torture.draw(tmp_path, 100, np.random.default_rng(0))
+        torture.draw(test, tmp_path, 100, np.random.default_rng(0))
 
 
-def test_nothing_drawn_is_found(tmp_path, monkeypatch):
-    drawing(monkeypatch, tmp_path, "def test_nothing():\n    pass")
+def test_nothing_drawn_is_found(tmp_path):
+    test = drawing(tmp_path, "def test_nothing():\n    pass")
     with pytest.raises(AssertionError, match=r"ended with 0: "):
-        torture.draw(tmp_path, 1, np.random.default_rng(0))
+        torture.draw(test, tmp_path, 1, np.random.default_rng(0))

@@ -1,14 +1,17 @@
-"""Taking units out of pytrees of arrays: parameters, statistics and optimizer state alike."""
+"""Units of pytrees of arrays taken out, set to zero or put back: parameters, statistics and optimizer state alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxslim.core.graph import ChannelGraph, leaf_paths
+from jaxslim.core.arrays import Line, blank, spread, take
+from jaxslim.core.graph import ChannelGraph
+from jaxslim.core.paths import Path, Place
 from jaxslim.core.plan import Plan
+from jaxslim.core.state import Shape, axes_beside, check_factors, uncuttable
 from jaxslim.errors import InputError
 
 
@@ -17,34 +20,49 @@ def cut(graph: ChannelGraph, tree: Any, plan: Plan) -> Any:
 
     Args:
       graph: of the network.
-      tree: the traced variables, one of their collections, or optimizer state over either. Leaves are matched by path;
-        arrays of floats that match none are refused, scalars and other leaves stay as they are.
+      tree: the traced variables, one of their collections, or what holds copies of either, such as the state of an
+        optax optimizer or a Flax `TrainState`. Arrays are matched by path. Beside the parameters' own shapes, arrays
+        are understood that lack one axis (Adafactor's factored moments), have length 1 along some, run along one (SM3)
+        or stack several copies (the memory of L-BFGS). Numbers for a whole parameter stay as they are; so do scalars,
+        random keys, integers that match no path, and vectors beside the copies, such as the coefficients of Muon.
       plan: which units survive.
 
     Raises:
-      InputError: an array that is not one of the traced variables, or of another shape.
+      InputError: an array of floats that is none of the traced variables, or of another shape; optimizer state that
+        cannot be cut. For Adafactor that is so where optax would factor the cut parameters otherwise; the size from
+        which it factors is 128, its default, unless the state tells of another.
     """
-
-    def narrow(leaf: Any, number: int) -> Any:
-        for axis, units in enumerate(graph.units[number]):
-            survives = plan.keep[units]
-            if not survives.all():
-                leaf = _take(leaf, np.flatnonzero(survives), axis)
-        return leaf
-
-    return _map_traced(narrow, graph, tree, plan)
+    return _changed(take, graph, tree, plan)
 
 
-def zero(graph: ChannelGraph, tree: Any, plan: Plan) -> Any:
-    """Set the units to cut to zero in every vector (scale, bias, statistic) of `tree`; shapes stay.
+def mask(graph: ChannelGraph, tree: Any, plan: Plan) -> Any:
+    """Set every slice of the units to cut to zero, as a new tree of the same shapes.
 
-    If these units are exact in `graph`, the network then gives the logits of the cut network.
+    If these units are exact in `graph`, the network then gives the outputs of the cut network.
+
+    Args:
+      graph: of the network.
+      tree: as for `cut`. Infinities and NaN in what goes do no harm.
+      plan: which units survive.
+
+    Raises:
+      InputError: as for `cut`.
     """
+    return _changed(blank, graph, tree, plan)
 
-    def blank(leaf: Any, number: int) -> Any:
-        return leaf * plan.keep[graph.units[number][-1]].astype(leaf.dtype) if graph.vectors[number] else leaf
 
-    return _map_traced(blank, graph, tree, plan)
+def restore(graph: ChannelGraph, plan: Plan, small: Any) -> Any:
+    """Put a cut tree back into the full shapes, with zeros where units were cut.
+
+    Args:
+      graph: of the full network.
+      plan: which units survived.
+      small: what `cut` made of a tree, or the same later in training.
+
+    Raises:
+      InputError: as for `cut`.
+    """
+    return _changed(spread, graph, small, plan, is_cut=True)
 
 
 def check_size(graph: ChannelGraph, plan: Plan) -> None:
@@ -54,38 +72,53 @@ def check_size(graph: ChannelGraph, plan: Plan) -> None:
         raise InputError(f"{sizes}; trace the network that the plan was made for.")
 
 
-def _map_traced(change: Callable[[Any, int], Any], graph: ChannelGraph, tree: Any, plan: Plan) -> Any:
-    """`tree` with `change(leaf, number)` for each array that is number `number` of the traced variables."""
+def _changed(
+    change: Callable[[Any, Sequence[Line | None]], Any],
+    graph: ChannelGraph,
+    tree: Any,
+    plan: Plan,
+    is_cut: bool = False,
+) -> Any:
+    """`tree` with `change(array, lines)` of each array that is one of the traced variables or stands beside one."""
     check_size(graph, plan)
-    leaves, unnamed, collections = [], set(), set()
-    for path, leaf in leaf_paths(tree):
-        number, shape = graph.find(path), np.shape(leaf)
-        if not shape or (number is None and not jnp.issubdtype(leaf.dtype, jnp.floating)):
-            leaves.append(leaf)
-        elif number is None:
-            raise InputError(f"{'/'.join(path)} {shape} is none of the traced variables; cut the tree that was traced.")
-        elif shape != graph.shapes[number]:
-            traced = f"{'/'.join(graph.paths[number])} was traced with shape {graph.shapes[number]}"
-            advice = "cut a tree of the network that was traced."
-            raise InputError(f"{'/'.join(path)} has shape {shape}, where {traced}; {advice}")
+    keep = graph.survivors(plan.keep)
+    lines = [[Line(np.flatnonzero(keep[units]), len(units)) for units in axes] for axes in graph.units]
+    small = [tuple(len(line.kept) for line in axes) for axes in lines]
+    before, after = (small, graph.shapes) if is_cut else (graph.shapes, small)
+
+    found = graph.names.places(tree)
+    check_factors(((np.shape(leaf), place) for _, leaf, place in found if place), graph.paths, before, after)
+    hollow = graph.names.hollow(tree) if any(place is None and np.shape(leaf) for _, leaf, place in found) else set()
+    beside = {copy[:-1] for copy in hollow | {place.copy for _, _, place in found if place and place.copy}}
+    ends = {path[-1:] for path in graph.paths}  # one end of all paths is that of a box around each array
+    leaves = []
+    for path, leaf, place in found:
+        shape = np.shape(leaf)
+        own = _lines_along(shape, before[place.number], place, lines[place.number]) if place else None
+        parent = path[: -2 if ends == {path[-1:]} else -1]
+        if own is not None:
+            leaves.append(change(leaf, own))
+        elif place and graph.paths[place.number]:
+            raise _misfit(path, shape, graph.paths[place.number], before[place.number], place)
+        elif shape and jnp.issubdtype(leaf.dtype, jnp.inexact) and parent not in beside:
+            advice = "cut the tree that was traced, or, if this is an optimizer's state, start it anew on the cut"
+            raise InputError(
+                f"{'/'.join(path)} {shape} is none of the traced variables; {advice} parameters: tx.init(small)."
+            )
         else:
-            leaves.append(change(leaf, number))
-            if path and path == graph.paths[number][1:]:
-                unnamed.add(number)
-                collections.add(graph.paths[number][:1])
-    # A tree without the name of its collection must be the whole: a part could be taken for another part.
-    for number, path in enumerate(graph.paths):
-        if path[:1] in collections and number not in unnamed:
-            raise InputError(f"The tree lacks {'/'.join(path)}; cut the traced variables or a whole collection.")
+            leaves.append(leaf)
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def _take(leaf: Any, indices: np.ndarray, axis: int) -> Any:
-    if isinstance(leaf, np.ndarray):
-        return np.take(leaf, indices, axis)
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct((*leaf.shape[:axis], len(indices), *leaf.shape[axis + 1 :]), leaf.dtype)
-    if not isinstance(leaf, jax.core.Tracer) and leaf.sharding.is_fully_replicated:
-        # On the host, since each new shape would be compiled: 2 s for VGG-19 against 0.1 s.
-        return jax.device_put(np.take(np.asarray(leaf), indices, axis), leaf.sharding)
-    return jnp.take(leaf, indices, axis)
+def _lines_along(shape: Shape, parameter: Shape, place: Place, lines: Sequence[Line]) -> Sequence[Line | None] | None:
+    """What survives along each axis of an array beside a parameter; None if nobody can tell."""
+    ways = [[None if axis is None else lines[axis] for axis in axes] for axes in axes_beside(shape, parameter, place)]
+    different = {tuple(line and line.kept.tobytes() for line in way) for way in ways}
+    return ways[0] if len(different) == 1 else None
+
+
+def _misfit(path: Path, shape: Shape, own: Path, expected: Shape, place: Place) -> InputError:
+    if place.copy:
+        return uncuttable(f"{'/'.join(path)} has shape {shape}, beside {'/'.join(own)} of {expected}")
+    traced = f"{'/'.join(own)} was traced with shape {expected}"
+    return InputError(f"{'/'.join(path)} has shape {shape}, where {traced}; cut a tree of the network that was traced.")

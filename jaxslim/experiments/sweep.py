@@ -6,12 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from jaxslim import models
-from jaxslim.core.cost import count
-from jaxslim.core.cut import zero
-from jaxslim.core.graph import trace
+from jaxslim.core.cut import mask
 from jaxslim.core.plan import Plan, plan
 from jaxslim.data import Dataset
 from jaxslim.data.loading import hold_out
@@ -22,7 +18,8 @@ from jaxslim.experiments.hardware import machine
 from jaxslim.reporting.results import Report, SweepRow
 from jaxslim.slim.absorb import absorber
 from jaxslim.slim.criteria import bn_scales, scale_values
-from jaxslim.slim.prune import Pruned, apply_plan, difference, tolerance
+from jaxslim.slim.kinds import network
+from jaxslim.slim.prune import Pruned, apply_plan, traced
 from jaxslim.slim.recalibrate import recalibrator
 from jaxslim.storage.checkpoint import Loaded, find, load
 from jaxslim.training.config import RATIOS, TrainConfig
@@ -52,10 +49,11 @@ def sweep(
 ) -> Iterator[Cut]:
     """Cut `loaded` at each ratio and measure the accuracy on the test images, without fine-tuning.
 
-    The full network with the channels at zero stands in for the cut one, so that all ratios share one compiled
-    evaluation. A network for which the two differ is evaluated cut. With `verify`, every cut network is evaluated too,
-    and the difference of its logits measured; with `absorb`, the rows have the accuracy without absorption too.
-    `recalibrate` is the number of training batches to estimate the BatchNorm statistics again on, at each ratio.
+    The masked full network stands in for the cut one, so that all ratios share one compiled evaluation; the two are
+    compared at the largest ratio. A cut that is not exact is evaluated by itself. With `verify`, every cut network is
+    evaluated too, and the difference of its logits measured; with `absorb`, the rows have the accuracy without
+    absorption too. `recalibrate` is the number of training batches to estimate the BatchNorm statistics again on, at
+    each ratio.
     Yields a `Cut` for each ratio, in the order given; raises InputError as `plan` does.
     """
     if not ratios or len(set(ratios)) != len(ratios):
@@ -70,35 +68,34 @@ def sweep(
         return lambda variables: test(again(variables, batches) if batches else variables).accuracy
 
     inputs = sample(images.test_images.shape[1:])
-    graph = trace(module.apply, variables, inputs)
+    full = network(module, variables, [inputs])
+    graph = traced(full, [inputs])
     plans = [plan(graph, bn_scales(variables), ratio, min_channels) for ratio in ratios]  # all, to fail before the work
     absorbed = absorber(module.apply, variables, graph, inputs) if absorb else None
 
-    def cut(plan: Plan, absorb: Any) -> Pruned:
-        return apply_plan(module, absorb(plan) if absorb else variables, graph, plan, inputs)
+    def cut(plan: Plan, absorb: Any, compare: bool = False) -> Pruned:
+        return apply_plan(full, graph, plan, absorb(plan) if absorb else variables, [inputs], compare=compare)
 
-    agrees = difference(module, cut(plans[np.argmax(ratios)], absorbed), inputs) <= tolerance(module)
-    zeroed = measurer(module)
+    masked = measurer(module)
 
     def accuracy(pruned: Pruned, verified: float | None = None) -> float:
-        if agrees and graph.exact[~pruned.plan.keep].all():
-            return zeroed(zero(graph, pruned.full, pruned.plan))
+        if pruned.report.exact == 1:
+            return masked(mask(graph, pruned.full, pruned.plan))
         return measurer(pruned.module)(pruned.variables) if verified is None else verified
 
     for ratio, chosen in zip(ratios, plans, strict=True):
-        pruned = cut(chosen, absorbed)
-        params, macs = count(pruned.module.apply, pruned.variables, inputs)
+        pruned = cut(chosen, absorbed, compare=verify or ratio == max(ratios))
         verified = measurer(pruned.module)(pruned.variables) if verify else None
         row = SweepRow(
             ratio=ratio,
             accuracy=accuracy(pruned, verified),
-            params=params,
-            macs=macs,
+            params=pruned.report.params[1],
+            macs=(pruned.report.macs or (0, 0))[1],
             kept={layer.name: layer.after for layer in pruned.plan.layers},
             protected=pruned.plan.protected,
             plain_accuracy=accuracy(cut(chosen, None)) if absorb else None,
             verified_accuracy=verified,
-            logits_difference=difference(module, pruned, inputs) if verify else None,
+            logits_difference=pruned.report.difference if verify else None,
             architecture=models.architecture(pruned.module),
         )
         yield Cut(row, pruned)
@@ -143,7 +140,7 @@ def study(
         plain = "" if row.plain_accuracy is None else f" ({row.plain_accuracy:.2%} without absorption)"
         print(f"ratio {row.ratio:g}: accuracy {row.accuracy:.2%}{plain}, {row.params:,} parameters", file=sys.stderr)
         channels = {layer.name: layer.before for layer in pruned.plan.layers}
-        left = scale_values(zero(pruned.graph, loaded.variables, pruned.plan))
+        left = scale_values(mask(pruned.graph, loaded.variables, pruned.plan))
         if (gone := scales[label][left == 0]).size:
             thresholds[row.ratio] = float(gone.max())
         if finetune:

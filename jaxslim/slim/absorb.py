@@ -5,7 +5,6 @@ to the next convolution. Subtract that from the next running mean, or add it to 
 nothing.
 """
 
-import functools
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxslim.core.cut import check_size
-from jaxslim.core.graph import ChannelGraph, leaf_paths, program
+from jaxslim.core.cut import check_size, mask
+from jaxslim.core.graph import ChannelGraph, program
+from jaxslim.core.paths import leaf_paths
 from jaxslim.core.plan import Plan
 from jaxslim.core.rules.control import inner_program
 from jaxslim.core.walk import interpret
@@ -66,7 +66,7 @@ def absorber(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, ima
     scales = [path for path, is_scale in leaf_paths({"params": bn_scale_mask(variables)}) if is_scale]
     if isinstance(images, jax.ShapeDtypeStruct) or not np.size(images):
         raise InputError("The images are a ShapeDtypeStruct or empty; absorbing evaluates the network: pass an array.")
-    closed = program(lambda leaves, x: apply(jax.tree.unflatten(structure, leaves), x), leaves, images)
+    closed, _ = program(lambda leaves, x: apply(jax.tree.unflatten(structure, leaves), x), leaves, images)
 
     @jax.jit
     def shifts(whole: list[Any], cut: list[Any], kept: list[Any]) -> dict[int, jax.Array]:
@@ -81,18 +81,12 @@ def absorber(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, ima
 
     def absorbed(plan: Plan) -> Any:
         check_size(graph, plan)
-        if plan.keep.all():
+        survives = graph.survivors(plan.keep)
+        if survives.all():
             return variables
-        keep = [[plan.keep[axis] for axis in axes] for axes in units]
-        kept = [axes[-1] if axes else np.ones(1, bool) for axes in keep]
-        whole = [
-            leaf * own.astype(leaf.dtype) if path in scales else leaf
-            for path, leaf, own in zip(paths, leaves, kept, strict=True)
-        ]
-        cut = [
-            leaf * functools.reduce(np.logical_and.outer, axes).astype(leaf.dtype) if axes else leaf
-            for leaf, axes in zip(leaves, keep, strict=True)
-        ]
+        kept = [survives[axes[-1]] if axes else np.ones(1, bool) for axes in units]
+        cut = jax.tree.leaves(mask(graph, variables, plan))
+        whole = [less if path in scales else leaf for path, leaf, less in zip(paths, leaves, cut, strict=True)]
         new = list(leaves)
         for number, shift in shifts(whole, cut, kept).items():
             new[number] = (leaves[number] + shift).astype(leaves[number].dtype)

@@ -1,4 +1,4 @@
-"""Criteria: what scores the channels of a network. Today that is the scale of BatchNorm."""
+"""Criteria: what scores the channels of a network, by the scale of BatchNorm or by the size of the weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.sparse import coo_array, eye_array
 
-from jaxslim.core.graph import leaf_paths
+from jaxslim.core.graph import ChannelGraph
+from jaxslim.core.paths import leaf_paths
 from jaxslim.errors import InputError
 
 
@@ -55,3 +57,51 @@ def scale_values(variables: Mapping[str, Any]) -> np.ndarray:
 
 def _absolute_scales(variables: Mapping[str, Any]) -> Any:
     return jax.tree.map(lambda use, p: jnp.abs(p) if use else None, bn_scale_mask(variables), variables["params"])
+
+
+def known_bn_scales(variables: Any) -> Any:
+    """`bn_scales`, or None where there are none."""
+    try:
+        return bn_scales(variables)
+    except InputError:
+        return None
+
+
+def magnitude(graph: ChannelGraph, variables: Any) -> np.ndarray:
+    """The size of the weights of each unit: the root of the mean square of all elements that go with it.
+
+    A kernel counts for the units that come into it and for those that come out. Li et al. (ICLR 2017, section 3.1) rank
+    filters by the sum of their weights' sizes; the mean makes units with different numbers of elements comparable.
+
+    Args:
+      graph: of the network.
+      variables: the traced variables, or those among them that are to count, at the same paths. Only floats count.
+
+    Returns:
+      (num_units + 1,) scores for `plan`; 0 for unit 0 and for units without elements.
+    """
+    sums = np.zeros((graph.num_units + 1, 2))  # of squares, and of elements
+    for path, leaf in leaf_paths(variables):
+        number = graph.find(path)
+        if number is not None and jnp.issubdtype(leaf.dtype, jnp.inexact):
+            square = np.square(np.abs(np.asarray(leaf)).astype(np.float64))
+            for axis, units in enumerate(graph.units[number]):
+                along = np.moveaxis(square, axis, 0).reshape(len(units), -1)
+                np.add.at(sums, units, np.stack([along.sum(1), np.full(len(units), along.shape[1])], axis=1))
+    sums[0] = 0
+    squares, elements = (_going_along(graph) @ sums).T
+    return np.sqrt(squares / np.maximum(elements, 1))
+
+
+def _going_along(graph: ChannelGraph) -> Any:
+    """(num_units + 1, num_units + 1) sparse: 1 where the unit of the column goes if that of the row goes."""
+    size = graph.num_units + 1
+    below, above = graph.below
+    goes = eye_array(size, dtype=np.int64, format="csr") + coo_array(
+        (np.ones(len(below), np.int64), (above, below)), (size, size)
+    )
+    while True:  # below what is below
+        before, goes = goes.nnz, goes @ goes
+        goes.data[:] = 1
+        if goes.nnz == before:
+            return goes

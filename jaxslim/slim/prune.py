@@ -1,102 +1,244 @@
-"""Pruning in one call: trace, score, plan and cut a network, and compare it with the full one."""
+"""Pruning in one call: trace, score, plan and cut a model of any framework, and check the result by numbers."""
 
 import dataclasses
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from jaxslim.core.cut import cut, zero
+from jaxslim.core.cost import count
+from jaxslim.core.cut import cut, mask
 from jaxslim.core.graph import ChannelGraph, trace
+from jaxslim.core.narrow import narrow
+from jaxslim.core.paths import leaf_paths
 from jaxslim.core.plan import Plan, plan
-from jaxslim.errors import InputError, first_line
+from jaxslim.errors import InputError
+from jaxslim.slim import check
 from jaxslim.slim.absorb import absorb as absorb_constants
-from jaxslim.slim.criteria import bn_scales
+from jaxslim.slim.criteria import magnitude
+from jaxslim.slim.kinds import Mode, Network, Plain, network
+
+PLAN_OPTIONS = frozenset(inspect.signature(plan).parameters) - {"graph", "scores", "ratio"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a cut did, in numbers."""
+
+    params: tuple[int, int]
+    """Numbers that training adjusts, before and after."""
+    macs: tuple[int, int] | None
+    """Multiply-accumulates for one example, before and after; None where they cannot be counted."""
+    exact: float
+    """Share of the units cut whose cutting gives what zeroing all their slices gives; 1 if nothing was cut."""
+    difference: float | None
+    """How far its outputs are from those of the full model with all slices of what was cut at zero, as a share of the
+    largest; None if they were not compared."""
+
+    def __str__(self) -> str:
+        kinds = [("parameters", self.params), *([("MACs", self.macs)] if self.macs else [])]
+        rows = [f"{before:,} -> {after:,} {name} ({after / max(before, 1):.1%})" for name, (before, after) in kinds]
+        gap = "not compared with" if self.difference is None else f"within {self.difference:.1e} of"
+        return "\n".join([*rows, f"{self.exact:.1%} of the units cut are exact; outputs {gap} the masked network's"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Pruned:
-    """A narrower network and where it came from. It unpacks as `module, variables, plan`."""
+    """A cut model and where it came from. It unpacks as `module, variables, plan`."""
 
     module: Any
-    """The module of the smaller widths."""
+    """The cut model, used as the full one is."""
     variables: Any
-    """Its variables."""
+    """Its variables: those of the full model without what was cut, in the same structure."""
     plan: Plan
     """Which units survive."""
     graph: ChannelGraph
     """Graph of the full network."""
     full: Any
     """Variables of the full network just before the cut, so after absorption."""
+    report: Report
+    inputs: tuple[Any, ...] | None = None
+    """Shapes of what the model was called with, and the keyword arguments of the call."""
+    call: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.module, self.variables, self.plan))
 
 
 def prune(
-    module: Any, variables: Any, ratio: float | None, images: Any, *, absorb: bool = False, **options: Any
+    model: Any,
+    variables: Any,
+    ratio: float | None,
+    *inputs: Any,
+    scores: Any = None,
+    absorb: bool = False,
+    selection: bool = True,
+    modes: Sequence[Mode] | None = None,
+    **options: Any,
 ) -> Pruned:
-    """Trace, score by |BatchNorm scale|, plan and cut a network, and build the module of the new widths.
+    """Cut a share of the channels out of a trained model, and return a model of the same kind that is smaller.
+
+    The table says what `variables` are for each kind of model, and how the cut one, `pruned.module`, is called:
+
+    | model | variables | call |
+    | --- | --- | --- |
+    | Linen module | all collections | `module.apply(pruned.variables, *inputs, ...)`, with every argument of Flax |
+    | NNX module | None | `module(*inputs)`, and its methods; its variables have the paths that they had |
+    | Equinox module | None, or its `eqx.nn.State` | `module(*inputs)`; the small state is `pruned.variables.state` |
+    | Keras model on JAX | None | `module.stateless_call(*pruned.variables, *inputs, ...)` |
+    | `hk.transform` | params | `module.apply(pruned.variables, key, *inputs)` |
+    | `hk.transform_with_state` | (params, state) | `module.apply(*pruned.variables, key, *inputs)` |
+    | function | its first argument | `module(pruned.variables, *inputs)` |
+
+    The cut model runs the program of the full one on the small arrays (see `narrow`), so nothing is asked of the
+    model's code. A Linen module with a method `resized(variables)`, which returns the module with the widths of
+    `variables`, is built that way if it then computes the same.
+
+    The graph is traced in evaluation, and also in training where the kind tells how: a parameter of the call named
+    `train`, `training`, `is_training`, `deterministic`, `inference` or `use_running_average`, and `train()` and
+    `eval()` of NNX or the `inference` fields of Equinox. If training cannot be traced by itself, evaluation decides.
 
     Args:
-      module: Linen module with a method `resized(variables)` that returns the module with the widths of `variables`;
-        `VGG` has one.
-      variables: `params` and `batch_stats` of the module.
-      ratio: share of the channels to cut, in [0, 1).
-      images: array or `ShapeDtypeStruct` of an input, (n, height, width, channels).
+      model: one of the table.
+      variables: as in the table.
+      ratio: share of the channels to cut, in [0, 1); None with `threshold`.
+      *inputs: what the model is called with: pytrees of arrays or `ShapeDtypeStruct`s. The check uses the arrays.
+      scores: what says which channels matter: as for `plan`, or a function `(graph, variables) -> scores`. By default
+        the |scale| of BatchNorm layers (Liu et al., ICCV 2017), and `magnitude` for a network without any.
       absorb: first move relu(bias), the constant that a channel outputs, into the layers behind; see `jaxslim.absorb`.
-        This needs `images` as an array.
-      **options: further arguments of `plan`. Call `jaxslim.recalibrate` separately, as it needs training images.
+        For models of one input, given as an array, whose variables have `params`.
+      selection: whether a norm may read fewer channels than its source keeps for other readers; see `trace`.
+      modes: the ways in which the model is used, in place of the above: functions `(variables, *inputs)`, for NNX
+        `(model, *inputs)`, for Equinox `(model, *inputs)` or `(model, state, *inputs)`. The first is the one checked.
+      **options: further arguments of `plan` (min_channels, threshold, max_layer_ratio, multiple_of, leave); all others
+        are keyword arguments of the model's call, for example `train=False` or `method="encode"`.
 
     Returns:
-      `Pruned(module, variables, plan, graph, full)`.
+      `Pruned`. Its outputs on `inputs` agree with those of the full model in which all slices of what was cut are zero,
+      as far as `graph.exact` says that they do; `report.difference` has the difference.
 
     Raises:
-      InputError: as for `plan` and `cut`, or the module cannot be resized.
+      InputError: the model is of no kind, does not run with the inputs, or has no channel that can go; NaN in what
+        stays; as for `plan`.
     """
-    graph = trace(module.apply, variables, images)
-    chosen = plan(graph, bn_scales(variables), ratio, **options)
-    if absorb:
-        variables = absorb_constants(module.apply, variables, graph, chosen, images)
-    return apply_plan(module, variables, graph, chosen, images)
+    _check_inputs(inputs)
+    chosen = {name: options.pop(name) for name in PLAN_OPTIONS & options.keys()}
+    model = network(model, variables, inputs, options, modes)
+    graph = traced(model, inputs, selection, given=modes is not None)
+    which = plan(graph, _scored(model, graph, scores), ratio, **chosen)
+    full = _absorbed(model, graph, which, inputs) if absorb else model.variables
+    pruned = apply_plan(model, graph, which, full, inputs)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype)), inputs)
+    return dataclasses.replace(pruned, inputs=shapes, call=options)
 
 
-def apply_plan(module: Any, variables: Any, graph: ChannelGraph, plan: Plan, images: Any) -> Pruned:
-    """Cut the variables of a Linen module, build the module of the new widths, and check that the two fit.
+def _check_inputs(inputs: Sequence[Any]) -> None:
+    if not inputs:
+        raise InputError("There are no inputs to trace the model with; pass what it is called with, such as images.")
+    for leaf in jax.tree.leaves(inputs):
+        if isinstance(leaf, bool | str):
+            raise InputError(f"An input is {leaf!r}; pass what is no array by its name, for example train=False.")
 
-    Raises:
-      InputError: the module has no `resized`, or cannot be applied after the cut.
-    """
-    if not hasattr(module, "resized"):
-        advice = "that returns self.clone(...) with the widths of variables, or use trace, plan and cut."
-        problem = f"{type(module).__name__} does not say how to build a narrower self"
-        raise InputError(f"{problem}: give it a method resized(variables) {advice}")
-    smaller = cut(graph, variables, plan)
+
+def traced(model: Network, inputs: Sequence[Any], selection: bool = True, given: bool = False) -> ChannelGraph:
+    """The graph of all modes; of evaluation alone where a training mode that we guessed does not run."""
     try:
-        narrower = module.resized(smaller)
-        jax.eval_shape(narrower.apply, smaller, images)
-    except Exception as error:  # whatever the module and JAX find wrong
+        return trace(model.modes, model.variables, *inputs, selection=selection)
+    except InputError:
+        if given or len(model.modes) == 1:
+            raise
+        return trace(model.modes[:1], model.variables, *inputs, selection=selection)
+
+
+def _scored(model: Network, graph: ChannelGraph, scores: Any) -> Any:
+    if callable(scores):
+        return scores(graph, model.variables)
+    if scores is not None:
+        return scores
+    numbers = [graph.find(path) for path, _ in leaf_paths(model.scales)]
+    if any(units.any() for number in numbers if number is not None for units in graph.units[number]):
+        return model.scales
+    return magnitude(graph, model.trained(model.variables))
+
+
+def _absorbed(model: Network, graph: ChannelGraph, plan: Plan, inputs: Sequence[Any]) -> Any:
+    if len(inputs) != 1 or not isinstance(model.variables, Mapping) or "params" not in model.variables:
         raise InputError(
-            f"{type(module).__name__} cannot be applied after the cut ({first_line(error)}). It takes a width from "
-            "something else than its parameters, or resized does not return self.clone(...). Mend that, or name the "
-            "layers to spare in leave."
-        ) from error
-    return Pruned(narrower, smaller, plan, graph, variables)
+            "absorb is for models of one input whose variables have params, as Linen's; leave it out here."
+        )
+    return absorb_constants(model.modes[0], model.variables, graph, plan, *inputs)
 
 
-def difference(module: Any, pruned: Pruned, images: Any) -> float:
-    """How far the logits of the cut network are from those of the full `module` with the cut units at zero.
+def apply_plan(
+    model: Network, graph: ChannelGraph, plan: Plan, full: Any, inputs: Sequence[Any], *, compare: bool = True
+) -> Pruned:
+    """Cut the variables `full`, build the cut model, and compare it with the full one by numbers.
 
-    Returns:
-      The largest difference, as a share of the full network's largest logit. It is float noise where all cut units are
-      exact.
+    Raises:
+      InputError: what stays holds NaN, or the two differ although all that was cut is exact.
     """
-    full = jax.jit(module.apply)(zero(pruned.graph, pruned.full, pruned.plan), images)
-    small = jax.jit(pruned.module.apply)(pruned.variables, images)
-    return float(jnp.max(jnp.abs(full - small)) / jnp.maximum(jnp.max(jnp.abs(full)), 1e-6))
+    small, gap = cut(graph, full, plan), None
+    run, plain = narrow(model.modes[0], graph, plan), model.rebuilt(small)
+    gone = ~graph.survivors(plan.keep)
+    exact = float(graph.exact[gone].mean()) if gone.any() else 1.0
+    if compare:
+        gap, plain = _compared(model, run, plain, full, mask(graph, full, plan), small, inputs, exact == 1)
+    report = Report(
+        params=(_size(model.trained(full)), _size(model.trained(small))),
+        macs=_macs(model, full, run, small, inputs),
+        exact=exact,
+        difference=gap,
+    )
+    return Pruned(plain.model if plain else model.narrowed(graph, plan, small), small, plan, graph, full, report)
 
 
-def tolerance(module: Any) -> float:
-    """The largest `difference` that float noise can make in the precision of `module`."""
-    return max(1e-4, 6.4 * float(jnp.finfo(getattr(module, "dtype", None) or jnp.float32).eps))
+def _compared(
+    model: Network,
+    run: Mode,
+    plain: Plain | None,
+    full: Any,
+    masked: Any,
+    small: Any,
+    inputs: Sequence[Any],
+    exact: bool,
+) -> tuple[float, Plain | None]:
+    """The difference of a cut network from the masked one, and `plain` if it computes what the cut network does."""
+    evaluation, inputs = model.modes[0], check.examples(inputs)
+    expected = check.outputs(evaluation, masked, inputs)
+    check.check_finite(small, expected, lambda: check.outputs(evaluation, full, inputs))
+
+    def agree(gap: float) -> bool:
+        return gap <= check.NOISE or gap <= check.rounding(evaluation, masked, inputs)
+
+    built = None if plain is None else check.outputs(plain.run, small, inputs)
+    if plain and built and exact and agree(gap := check.difference(expected, built)):
+        return gap, plain  # the cut program would give the same: it need not be compiled
+    found = check.outputs(run, small, inputs)
+    gap = check.difference(expected, found)
+    if exact and not agree(gap):
+        raise InputError(
+            f"The cut network's outputs differ from the masked full network's by {gap:.2g} of the largest, where they "
+            "should agree. This is a mistake of jaxslim, so nothing is returned; report it with the model. Until then, "
+            "name layers to spare in leave."
+        )
+    return gap, plain if built and agree(check.difference(found, built)) else None
+
+
+def _size(tree: Any) -> int:
+    return sum(np.size(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _macs(model: Network, full: Any, run: Mode, small: Any, inputs: Sequence[Any]) -> tuple[int, int] | None:
+    def macs(mode: Mode, variables: Any) -> int:
+        if model.batched:
+            return count(mode, variables, *inputs).macs
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *np.shape(x)), x.dtype), inputs)
+        over_batch = jax.vmap(mode, in_axes=(None, *[0] * len(inputs)))
+        return count(over_batch, variables, *batch).macs
+
+    try:
+        return macs(model.modes[0], full), macs(run, small)
+    except InputError:  # it loops as often as its values say
+        return None

@@ -1,7 +1,8 @@
 """Checkpoints that describe themselves. Nothing else knows orbax.
 
 A checkpoint is a folder with the items `variables` (arrays), `meta` (JSON) and, in a training run, `training`
-(optimizer state and the sums of the epoch), and with the checksums of their files. The folder is written under another
+(optimizer state and the sums of the epoch), of a cut network `plan` and `program`, and with the checksums of their
+files. The folder is written under another
 name and renamed when it is complete.
 """
 
@@ -13,7 +14,7 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +22,15 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from jaxslim.core.graph import ChannelGraph
+from jaxslim.core.plan import Plan
 from jaxslim.errors import InputError, first_line
 from jaxslim.files import UNFINISHED, check_path, flush, naming
+from jaxslim.slim.prune import Pruned
+from jaxslim.storage import networks
 from jaxslim.storage.history import damaged, fault, find, read_meta
 from jaxslim.storage.integrity import DamageError, digest, seal
-from jaxslim.storage.metadata import arrays, build, check_image_shape, describe
+from jaxslim.storage.metadata import CUT_FORMAT, arrays, build, check_image_shape, describe, origin
 
 __all__ = ["Loaded", "damaged", "fault", "find", "load", "parent", "read_meta"]
 __all__ += ["restore_training", "save", "write"]
@@ -35,21 +40,41 @@ class Loaded(NamedTuple):
     """What a checkpoint holds."""
 
     module: Any
-    """The Linen module."""
+    """The Linen module. Of a cut network, the model that was passed, cut again, or else its `Program`."""
     variables: Any
-    """Its `params`, `batch_stats` and other collections: nested dicts of arrays."""
+    """Its variables: nested dicts of arrays, or what the model takes."""
     meta: dict[str, Any]
     """JSON values: kind (dense, sparse, pruned, fine-tuned), config, metrics, epoch, versions, ..."""
 
 
-def save(path: str | Path, module: Any, variables: Any, meta: Mapping[str, Any] | None = None) -> Path:
+def save(
+    path: str | Path,
+    module: Any,
+    variables: Any = None,
+    meta: Mapping[str, Any] | None = None,
+    *,
+    inputs: Sequence[Any] | None = None,
+    graph: ChannelGraph | None = None,
+    plan: Plan | None = None,
+    **call: Any,
+) -> Path:
     """Write a checkpoint to a new folder, whole or not at all.
+
+    A cut network of any kind is stored with its plan, and with its evaluation as a program that runs without the
+    network's code. Nothing of the code is stored.
 
     Args:
       path: folder to make.
-      module: Linen module; its fields are numbers, strings, dtypes or tuples of them.
-      variables: nested dicts of arrays, as `module.init` returns them.
+      module: a Linen module, whose fields are numbers, strings, dtypes or tuples of them; or a cut network: what
+        `prune` returned, or a cut model with `graph` and `plan`, such as the function that `narrow` returned.
+      variables: of the module, as its `init` returns them. Of a cut network, its variables as `prune` takes them; left
+        out, those of the `Pruned`, or what its module holds now. Where training makes new modules, pass
+        `dataclasses.replace(pruned, module=trained)`.
       meta: JSON values to keep along; `load` gives them back.
+      inputs: what a cut network is called with, for the program: a tuple of pytrees of arrays or `ShapeDtypeStruct`s.
+        The program takes any batch size if the network's code does.
+      graph, plan: of a cut model that is no `Pruned`.
+      **call: keyword arguments of the cut model's call in evaluation, as those of `prune`.
 
     Returns:
       The absolute path.
@@ -64,19 +89,27 @@ def save(path: str | Path, module: Any, variables: Any, meta: Mapping[str, Any] 
         raise InputError(f"{path} exists already and checkpoints are never overwritten; choose another folder.")
     if path.parent.name == "checkpoints":
         raise InputError(f"{path} lies among a run's own checkpoints; choose another folder.")
-    write(path, variables, describe(module, variables, meta))
+    if isinstance(module, Pruned) or graph is not None or plan is not None:
+        arrays, described, files = networks.parts(module, variables, graph, plan, inputs, call)
+        write(path, arrays, {**(meta or {}), **described, "format": CUT_FORMAT, **origin(arrays)}, files=files)
+    else:
+        write(path, variables, describe(module, variables, meta))
     return path
 
 
-def load(path: str | Path, module_type: type | None = None) -> Loaded:
-    """Read a checkpoint in a fresh process, with nothing else known.
+def load(path: str | Path, module_type: type | None = None, *, module: Any = None, variables: Any = None) -> Loaded:
+    """Read a checkpoint in a fresh process, with nothing else known. Nothing that it names is imported.
 
     Args:
       path: folder of a checkpoint, RUN/latest, RUN/best, or a run, which stands for its latest checkpoint.
-      module_type: class of the module, needed where jaxslim does not provide it.
+      module_type: class of a Linen module, needed where jaxslim does not provide it.
+      module: the full model that was cut, with any weights. The cut model takes its place, as `prune` returns it;
+        without `module`, a `Program` does.
+      variables: arrays in the structure that a function takes, where dicts, lists and tuples are not enough; or the
+        `eqx.nn.State` of an Equinox module.
 
     Raises:
-      InputError: there is no checkpoint, it is damaged, or it cannot be read here.
+      InputError: there is no checkpoint, it is damaged, it is of another network, or it cannot be read here.
       OSError: a file could not be read.
       RuntimeError: JAX cannot start its backend, or has too little memory.
     """
@@ -84,7 +117,7 @@ def load(path: str | Path, module_type: type | None = None) -> Loaded:
         folder = find(path)
         before = _identity(folder)
         try:
-            return _load(folder, module_type)
+            return _load(folder, module_type, module, variables)
         except (InputError, FileNotFoundError):
             if _identity(folder) == before:  # else a run in progress has replaced it
                 raise
@@ -94,10 +127,12 @@ def _identity(folder: Path) -> int | None:
     return folder.stat().st_ino if folder.exists() else None
 
 
-def _load(path: Path, module_type: type | None) -> Loaded:
-    meta = read_meta(path, "variables")
+def _load(path: Path, module_type: type | None, model: Any, given: Any) -> Loaded:
+    meta = read_meta(path, "variables", "plan", "program")
+    is_cut = meta["format"] == CUT_FORMAT
     try:
-        module, target = build(meta, module_type), arrays(meta)
+        module = model if is_cut or model is not None else build(meta, module_type)
+        target = arrays(meta)
     except DamageError as error:
         raise damaged(path, str(error)) from None
     _check_size(path, target)
@@ -105,6 +140,11 @@ def _load(path: Path, module_type: type | None) -> Loaded:
     variables = _restore(path, meta, variables=ocp.args.StandardRestore(target)).variables
     if meta.get("digest", expected := digest(variables)) != expected:
         raise damaged(path, f"its variables have the digest {expected[:12]}, not the one saved")
+    if is_cut:
+        try:
+            module, variables = networks.opened(path, meta, variables, model, given)
+        except DamageError as error:
+            raise damaged(path, str(error)) from None
     return Loaded(module, variables, meta)
 
 
@@ -117,10 +157,17 @@ def restore_training(path: Path, like: Any) -> Any:
     return jax.tree.unflatten(structure, [restored[str(number)] for number in range(len(leaves))])
 
 
-def write(path: Path, variables: Any, meta: Mapping[str, Any], training: Any = None) -> None:
+def write(
+    path: Path,
+    variables: Any,
+    meta: Mapping[str, Any],
+    training: Any = None,
+    files: Mapping[str, bytes] | None = None,
+) -> None:
     """Write a checkpoint with its checksums, whole or not at all; one that is there is replaced.
 
-    `meta` is what `describe` gave for the variables, and `training` any pytree of arrays, for `restore_training`.
+    `meta` is what `describe` gave for the variables, `training` any pytree of arrays, for `restore_training`, and
+    `files` maps names, ITEM/FILE, to contents.
     """
     json.dumps(meta)  # raises here what orbax would raise after half of the work
     leaves = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(training))}
@@ -131,6 +178,9 @@ def write(path: Path, variables: Any, meta: Mapping[str, Any], training: Any = N
     try:
         with naming(path), _checkpointer() as checkpointer:
             checkpointer.save(temporary, args=items)
+            for name, content in (files or {}).items():
+                (temporary / name).parent.mkdir(exist_ok=True)
+                (temporary / name).write_bytes(content)
         seal(temporary)
         flush(*temporary.rglob("*"), temporary)
         if path.exists():

@@ -21,6 +21,8 @@ from jaxslim.storage.integrity import DamageError, digest
 
 FORMAT = 2
 """Format of checkpoints. Version 0.1 wrote format 1, which numbers the checkpoints of a run by epoch."""
+CUT_FORMAT = 3
+"""Format of checkpoints of cut networks with their plan and program."""
 MAX_IMAGE_SIZE = 2**24
 """Most numbers in an image."""
 PACKAGES = ("jaxslim", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -51,11 +53,13 @@ def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None)
         raise InputError("There are no arrays to save; pass the variables as module.init returns them.")
     if len({name.replace("/", ".") for name in shapes}) < len(shapes):
         raise InputError("Two arrays have one name, but for dots that stand for levels; rename one.")
+    kind = {"type": f"{type(module).__module__}.{type(module).__qualname__}", "fields": _fields(module)}
+    return {**(meta or {}), "format": FORMAT, "module": kind, "variables": shapes, **origin(variables)}
+
+
+def origin(variables: Any) -> dict[str, Any]:
+    """What a checkpoint says of itself: the digest of its variables, and when and with what it was made."""
     return {
-        **(meta or {}),
-        "format": FORMAT,
-        "module": {"type": f"{type(module).__module__}.{type(module).__qualname__}", "fields": _fields(module)},
-        "variables": shapes,
         "digest": digest(variables),
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -70,7 +74,7 @@ def read(path: Path) -> dict[str, Any]:
         raise DamageError(f"its meta cannot be read ({error})") from None
     if not isinstance(meta, dict) or not {"format", "module", "variables"} <= meta.keys():
         raise InputError(f"{path} is not a checkpoint of jaxslim; give a folder that jaxslim made.")
-    if meta["format"] not in range(1, FORMAT + 1):
+    if meta["format"] not in range(1, CUT_FORMAT + 1):
         raise InputError(f"{path} was written by a newer jaxslim (format {meta['format']!r}); update jaxslim.")
     return meta
 

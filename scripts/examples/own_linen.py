@@ -36,10 +36,6 @@ class Net(nn.Module):
             x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name=f"bn{i}")(x))
         return nn.Dense(10)(x.mean((1, 2)))
 
-    def resized(self, variables):  # the one thing that jaxslim.prune asks of a Linen module
-        kernels = [variables["params"][f"conv{i}"]["kernel"] for i in range(len(self.widths))]
-        return self.clone(widths=tuple(kernel.shape[-1] for kernel in kernels))
-
 
 @functools.partial(jax.jit, static_argnames=("net", "tx"))
 def step(net, tx, variables, state, images, labels):
@@ -63,8 +59,9 @@ def fit(net, tx, variables, state, epochs):
 def report(what, net, variables):
     predictions = jax.jit(net.apply)(variables, test_images).argmax(-1)
     params, macs = jaxslim.count(net.apply, variables, test_images)
-    accuracy = np.mean(predictions == test_labels)
-    print(f"{what:10} {accuracy:7.2%} right, {params:6,} parameters, {macs:9,} MACs, widths {net.widths}", flush=True)
+    accuracy, layers = np.mean(predictions == test_labels), variables["params"]
+    widths = tuple(layers[f"conv{i}"]["kernel"].shape[-1] for i in range(len(Net.widths)))
+    print(f"{what:10} {accuracy:7.2%} right, {params:6,} parameters, {macs:9,} MACs, widths {widths}", flush=True)
     return predictions.tolist()
 
 
@@ -88,7 +85,7 @@ def main():
 
 
 def fresh(folder):
-    net, variables, meta = jaxslim.load(folder, module_type=Net)
+    net, variables, meta = jaxslim.load(folder, module=Net())
     same = report("loaded", net, variables) == meta["predictions"]
     print(f"A fresh process predicts {'the same' if same else 'something else'}.")
 
@@ -100,5 +97,5 @@ if __name__ == "__main__":
         _, small, variables = main()
         predictions = report("fine-tuned", small.module, variables)
         with tempfile.TemporaryDirectory() as folder:
-            jaxslim.save(f"{folder}/net", small.module, variables, {"predictions": predictions})
+            jaxslim.save(f"{folder}/net", small, variables, {"predictions": predictions})
             subprocess.run([sys.executable, __file__, f"{folder}/net"], check=True)

@@ -11,7 +11,6 @@ import tempfile
 import jax
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from flax import nnx
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -30,7 +29,7 @@ class Net(nnx.Module):
     """A stem and a residual block. The sum ties the channels of `stem` to those of `conv2`: they go together."""
 
     def __init__(self, outer=48, inner=64):
-        self.widths, rngs = (outer, inner), nnx.Rngs(0)
+        rngs = nnx.Rngs(0)
         self.stem = nnx.Conv(1, outer, (3, 3), use_bias=False, rngs=rngs)
         self.bn0 = nnx.BatchNorm(outer, momentum=0.9, rngs=rngs)
         self.conv1 = nnx.Conv(outer, inner, (3, 3), use_bias=False, rngs=rngs)
@@ -43,11 +42,6 @@ class Net(nnx.Module):
         x = nnx.max_pool(nnx.relu(self.bn0(self.stem(x))), (2, 2), (2, 2))
         x = nnx.relu(x + self.bn2(self.conv2(nnx.relu(self.bn1(self.conv1(x))))))
         return self.head(x.mean((1, 2)))
-
-
-def shapes(*widths):
-    """The network without numbers, into which a state goes."""
-    return nnx.eval_shape(lambda: Net(*widths))
 
 
 def is_scale(path, _):
@@ -83,7 +77,8 @@ def report(what, net):
     cost = jaxslim.count(lambda params, x: nnx.merge(graphdef, params, *rest)(x), params, test_images)
     predictions = nnx.jit(net)(test_images).argmax(-1)
     accuracy = np.mean(predictions == test_labels)
-    size = f"{cost.params:6,} parameters, {cost.macs:9,} MACs, widths {net.widths}"
+    widths = net.stem.kernel.shape[-1], net.conv1.kernel.shape[-1]
+    size = f"{cost.params:6,} parameters, {cost.macs:9,} MACs, widths {widths}"
     print(f"{what:10} {accuracy:7.2%} right, {size}", flush=True)
     return predictions.tolist()
 
@@ -94,34 +89,22 @@ def main(folder):
     fit(net, tx, TRAIN)
     report("trained", net)
 
-    graphdef, state = nnx.split(net)
-    graph = jaxslim.trace(lambda state, x: nnx.merge(graphdef, state)(x), state, images[:1])
-    scores = jax.tree.map_with_path(lambda path, leaf: abs(leaf) if is_scale(path, leaf) else None, state)
-    plan = jaxslim.plan(graph, scores, 0.6)
-    state, tx_state = (jaxslim.cut(graph, tree, plan) for tree in (state, nnx.state(tx)))
-
-    net = shapes(state["stem"]["kernel"].shape[-1], state["conv1"]["kernel"].shape[-1])
-    nnx.update(net, state)
-    net.eval()
+    small = jaxslim.prune(net, None, 0.6, images[:1])
+    state = jaxslim.cut(small.graph, nnx.state(tx), small.plan)  # keeps the momentum of the channels that stay
+    net = small.module
     tx = optimizer(net, pull=0.0)
-    nnx.update(tx, tx_state)  # keeps the momentum of the channels that stay
+    nnx.update(tx, state)
     report("cut", net)
 
     fit(net, tx, FINETUNE)
-    about = {"widths": net.widths, "predictions": report("fine-tuned", net)}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        items = ocp.args.Composite(state=ocp.args.StandardSave(nnx.state(net)), about=ocp.args.JsonSave(about))
-        checkpointer.save(f"{folder}/net", items)
+    meta = {"predictions": report("fine-tuned", net)}
+    jaxslim.save(f"{folder}/net", small, meta=meta)
 
 
 def fresh(folder):
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        about = checkpointer.restore(f"{folder}/net", ocp.args.Composite(about=ocp.args.JsonRestore())).about
-        net = shapes(*about["widths"])
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(nnx.state(net)))
-        nnx.update(net, checkpointer.restore(f"{folder}/net", items).state)
+    net, _, meta = jaxslim.load(f"{folder}/net", module=Net())
     net.eval()
-    same = report("loaded", net) == about["predictions"]
+    same = report("loaded", net) == meta["predictions"]
     print(f"A fresh process predicts {'the same' if same else 'something else'}.")
 
 

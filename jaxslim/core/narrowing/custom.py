@@ -1,0 +1,110 @@
+"""Functions with derivative rules of their own, which stay: the rules are traced in full and run on smaller arrays."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxslim.core.replay import Narrow, Program, bind
+from jaxslim.core.rules.control import inner_program
+from jaxslim.core.walk import Step
+
+Alive = list[list[np.ndarray | None]]
+
+
+def _alive(program: Program, values: Sequence[Any]) -> Alive:
+    return [[program.alive(axis) for axis in value.axes] for value in values]
+
+
+def _run(program: Program, eqn: Any, step: Step) -> Callable[..., list[Any]]:
+    return lambda *arrays: program.run(inner_program(eqn), step.inner[-1], arrays)
+
+
+def _whole(eqn: Any, differentiable: list[int]) -> tuple[Callable[..., Any], list[Any], list[Any]]:
+    """The full function of its differentiable inputs and of the others, and the shapes of both."""
+    shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in eqn.invars]
+    others = [number for number in range(len(shapes)) if number not in differentiable]
+
+    def function(inputs: Sequence[Any], rest: Sequence[Any]) -> list[Any]:
+        arrays = dict(zip(differentiable, inputs, strict=True)) | dict(zip(others, rest, strict=True))
+        return list(bind(eqn, [arrays[number] for number in range(len(shapes))]))
+
+    return function, [shapes[number] for number in differentiable], [shapes[number] for number in others]
+
+
+def _differentiable(eqn: Any) -> list[int]:
+    return [k for k, var in enumerate(eqn.invars) if jnp.issubdtype(var.aval.dtype, np.inexact)]
+
+
+def _custom_jvp(program: Program, eqn: Any, step: Step, arrays: list[Any]) -> Sequence[Any]:
+    function = jax.custom_jvp(_run(program, eqn, step))
+    numbers = _differentiable(eqn)
+
+    @function.defjvp
+    def rule(primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
+        whole, shapes, rest_shapes = _whole(eqn, numbers)
+
+        def both(inputs: Any, directions: Any, rest: Any) -> Any:
+            return jax.jvp(lambda *inputs: whole(inputs, rest), inputs, directions)
+
+        closed = jax.make_jaxpr(both)(tuple(shapes), tuple(shapes), rest_shapes)
+        alive = _alive(program, step.ins)
+        own, rest = [alive[k] for k in numbers], [a for k, a in enumerate(alive) if k not in numbers]
+        inner = program.inside(closed, [*own, *own, *rest])
+        given = [*(primals[k] for k in numbers), *(tangents[k] for k in numbers)]
+        outs = inner([*given, *(x for k, x in enumerate(primals) if k not in numbers)])
+        outs = _fit_outputs(inner, outs, 2 * _alive(program, step.outs))
+        return outs[: len(outs) // 2], outs[len(outs) // 2 :]
+
+    return function(*program.ready(step, arrays))
+
+
+def _custom_vjp(program: Program, eqn: Any, step: Step, arrays: list[Any]) -> Sequence[Any]:
+    function = jax.custom_vjp(_run(program, eqn, step))
+    numbers = _differentiable(eqn)
+    whole, shapes, rest_shapes = _whole(eqn, numbers)
+    structure: list[Any] = []
+    alive, out_alive = _alive(program, step.ins), _alive(program, step.outs)
+
+    def forward(*arrays: Any) -> Any:
+        def both(inputs: Any, rest: Any) -> Any:
+            outs, pull = jax.vjp(lambda *inputs: whole(inputs, rest), *inputs)
+            residuals, tree = jax.tree.flatten(pull)
+            structure[:] = [tree, [jax.ShapeDtypeStruct(np.shape(r), r.dtype) for r in residuals]]
+            return outs, residuals
+
+        closed = jax.make_jaxpr(both)(tuple(shapes), rest_shapes)
+        rest = [k for k in range(len(arrays)) if k not in numbers]
+        inner = program.inside(closed, [alive[k] for k in (*numbers, *rest)])
+        outs = inner([arrays[k] for k in (*numbers, *rest)])
+        structure.append(inner.out_alive[len(out_alive) :])
+        fitted = _fit_outputs(inner, outs[: len(out_alive)], out_alive)
+        return fitted, outs[len(out_alive) :]
+
+    def backward(residuals: Any, gradients: Any) -> Any:
+        tree, residual_shapes, residual_alive = structure
+        out_shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in eqn.outvars]
+        closed = jax.make_jaxpr(lambda r, g: jax.tree.unflatten(tree, r)(g))(residual_shapes, out_shapes)
+        inner = program.inside(closed, [*residual_alive, *out_alive])
+        outs = _fit_outputs(inner, inner([*residuals, *gradients]), [alive[k] for k in numbers])
+        found = dict(zip(numbers, outs, strict=True))
+        return tuple(found.get(k) for k in range(len(alive)))
+
+    function.defvjp(forward, backward)
+    return function(*program.ready(step, arrays))
+
+
+def _fit_outputs(inner: Program, outs: list[Any], wanted: Alive) -> list[Any]:
+    """Outputs that nothing inside ties to what was cut come in full; they lose what the caller lost."""
+    fitted = []
+    for array, axes, have in zip(outs, wanted, inner.out_alive, strict=False):
+        for k, alive in enumerate(axes):
+            if alive is not None and have[k] is None:
+                array = jnp.take(array, np.flatnonzero(alive), k)
+        fitted.append(array)
+    return fitted
+
+
+CUSTOM: dict[str, Narrow] = {"custom_jvp_call": _custom_jvp, "custom_vjp_call": _custom_vjp}

@@ -1,0 +1,170 @@
+"""Cut networks of any kind in a checkpoint: arrays by number, the plan, and the exported program."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxslim.core.graph import ChannelGraph
+from jaxslim.core.paths import leaf_paths
+from jaxslim.core.plan import Plan
+from jaxslim.errors import InputError
+from jaxslim.slim.kinds import Network, network
+from jaxslim.slim.kinds.equinox import Variables
+from jaxslim.slim.prune import Pruned
+from jaxslim.storage.integrity import DamageError
+from jaxslim.storage.plans import PLAN_FILE, pack, plan_of_checkpoint
+from jaxslim.storage.programs import Program, export, key_impl, raw, wrapped
+from jaxslim.storage.trees import build, layout_of
+
+PROGRAM_FILE = "program/program.bin"
+
+
+class Parts(NamedTuple):
+    """What a checkpoint of a cut network is made of."""
+
+    arrays: dict[str, Any]
+    """Arrays of numbers by their number."""
+    described: dict[str, Any]
+    """JSON values: how arrays become variables, and what the program takes."""
+    files: dict[str, bytes]
+    """Further files by name."""
+
+
+def parts(
+    pruned: Any, variables: Any, graph: ChannelGraph | None, plan: Plan | None, inputs: Sequence[Any] | None, call: Any
+) -> Parts:
+    """Take a cut network apart: a `Pruned`, or a cut model with its variables, graph and plan."""
+    model = pruned
+    if isinstance(pruned, Pruned):
+        model, graph, plan = pruned.module, pruned.graph, pruned.plan
+        variables = _given(pruned.variables) if variables is None else variables
+        inputs, call = pruned.inputs if inputs is None else inputs, {**pruned.call, **call}
+    if graph is None or plan is None or inputs is None:
+        missing = "graph" if graph is None else "plan" if plan is None else "inputs"
+        raise InputError(f"A cut network is saved with its {missing}; pass {missing}=.")
+    found = network(model, variables, inputs, call)
+    own = found.variables
+    if isinstance(own, Variables) and hasattr(own.arrays, "small"):
+        own = own._replace(arrays=own.arrays.small)
+    _check_plan(graph, plan, own)
+
+    # Files and programs know plain containers, whose leaves may come in another order than those of the model's own.
+    leaves, structure = jax.tree.flatten(found.variables)
+    plain = build(layout_of(own), leaves)
+    order = jax.tree.leaves(build(layout_of(own), range(len(leaves))))
+
+    def run(plain: Any, *inputs: Any) -> Any:
+        placed = dict(zip(order, jax.tree.leaves(plain), strict=True))
+        return found.modes[0](jax.tree.unflatten(structure, [placed[number] for number in range(len(leaves))]), *inputs)
+
+    names = [path for path, _ in leaf_paths(own)]
+    arrays, described = _described([names[number] for number in order], plain)
+    program, described["cut"]["program"] = export(run, plain, inputs)
+    kind = type(model.full if hasattr(model, "full") else model)
+    described["module"] = {"type": f"{kind.__module__}.{kind.__qualname__}"}
+    return Parts(arrays, described, {PLAN_FILE: pack(graph, plan)} | ({PROGRAM_FILE: program} if program else {}))
+
+
+def _described(names: Sequence[tuple[str, ...]], plain: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays by number, without empty ones, and how they become variables again."""
+    leaves = [_array("/".join(name), leaf) for name, leaf in zip(names, jax.tree.leaves(plain), strict=True)]
+    arrays = {str(number): raw(leaf) for number, leaf in enumerate(leaves)}
+    shapes = {number: [list(array.shape), array.dtype.name] for number, array in arrays.items()}
+    cut = {
+        "layout": layout_of(plain),
+        "paths": list(map(list, names)),
+        "keys": list(map(key_impl, leaves)),
+        "empty": {number: shapes[number] for number, array in arrays.items() if not array.size},
+    }
+    kept = {number: array for number, array in arrays.items() if array.size}
+    return kept, {"variables": {number: shapes[number] for number in kept}, "cut": cut}
+
+
+def _given(variables: Any) -> Any:
+    """What `network` takes for the variables of a `Pruned`, some of which its module holds itself."""
+    if isinstance(variables, nnx.State):
+        return None
+    return variables.state if isinstance(variables, Variables) else variables
+
+
+def _array(name: str, leaf: Any) -> Any:
+    leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    if key_impl(leaf) is None and (read := jax.dtypes.canonicalize_dtype(leaf.dtype)) != leaf.dtype:
+        raise InputError(f"JAX would read {name}, of {leaf.dtype}, as {read}; convert it, jax.numpy.asarray does.")
+    return leaf
+
+
+def _check_plan(graph: ChannelGraph, plan: Plan, variables: Any) -> None:
+    """Refuse variables that are not what the plan leaves."""
+    shapes = {path: np.shape(leaf) for path, leaf in leaf_paths(variables)}
+    for path, wanted in zip(graph.paths, _small(graph, plan), strict=True):
+        if shapes.get(path) != wanted:
+            here = f"have shape {shapes[path]} there" if path in shapes else "lack it"
+            raise InputError(
+                f"The plan leaves {'/'.join(path)} of shape {wanted}, and the variables {here}; pass the cut "
+                "variables, and the graph and plan that they were cut by."
+            )
+
+
+def _small(graph: ChannelGraph, plan: Plan) -> list[tuple[int, ...]]:
+    alive = graph.survivors(plan.keep)
+    return [tuple(int(alive[units].sum()) for units in axes) for axes in graph.units]
+
+
+def opened(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Any], model: Any, given: Any) -> tuple[Any, Any]:
+    """The cut model and its variables; without `model`, the program and plain containers."""
+    try:
+        cut = meta["cut"]
+        empty = {number: jnp.zeros(shape, dtype) for number, (shape, dtype) in cut["empty"].items()}
+        held = {**empty, **arrays}
+        leaves = [wrapped(held[str(number)], impl) for number, impl in enumerate(cut["keys"])]
+        plain = build(cut["layout"], leaves)
+        stored = dict(zip(map(tuple, cut["paths"]), leaves, strict=True))
+        described = cut["program"]
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DamageError(f"its meta describes no cut network ({error})") from None
+    if model is None:
+        if "reason" in described:
+            raise InputError(
+                f"{path} holds no program, since the network could not be exported ({described['reason']}); pass the "
+                "model: load(path, module=model)."
+            )
+        return Program((path / PROGRAM_FILE).read_bytes(), described, cut["layout"], plain), plain
+    graph, plan = plan_of_checkpoint(path)
+    found = _network(model, given, plain)
+    small = _filled(path, graph, plan, found.variables, stored)
+    return found.narrowed(graph, plan, small), small
+
+
+def _network(model: Any, given: Any, plain: Any) -> Network:
+    """The user's full model: with what it holds itself, or else with the saved variables."""
+    if given is not None:
+        return network(model, given, ())
+    try:
+        found = network(model, None, ())
+        if jax.tree.leaves(found.variables):
+            return found
+    except InputError:  # its variables are missing
+        pass
+    return network(model, plain, ())
+
+
+def _filled(path: Path, graph: ChannelGraph, plan: Plan, template: Any, stored: Mapping[Any, Any]) -> Any:
+    """The saved arrays in the structure of `template`, which holds full or cut arrays."""
+    shapes = {own: np.shape(leaf) for own, leaf in leaf_paths(template)}
+    full = dict(zip(graph.paths, graph.shapes, strict=True))
+    for name in [*shapes, *(name for name in stored if name not in shapes)]:
+        fits = name in stored and shapes.get(name) in (np.shape(stored[name]), full.get(name))
+        if not fits:
+            here = f"shape {shapes[name]}" if name in shapes else "none"
+            there = f"shape {full.get(name, np.shape(stored[name]))}" if name in stored else "none"
+            raise InputError(
+                f"{path} is of another network than the model: {'/'.join(name)} has {there} in the checkpoint and "
+                f"{here} in the model; pass the model that was cut."
+            )
+    return jax.tree.unflatten(jax.tree.structure(template), [stored[name] for name in shapes])

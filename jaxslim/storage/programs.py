@@ -1,0 +1,196 @@
+"""Programs as bytes: the evaluation of a network, run without the code that it came from."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxslim.errors import InputError, first_line
+from jaxslim.storage.integrity import DamageError
+from jaxslim.storage.trees import build, layout_of
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+class Program:
+    """The evaluation of a saved network. It needs no code of the network, and has no training mode."""
+
+    def __init__(self, content: bytes, described: Mapping[str, Any], layout: Any, variables: Any) -> None:
+        self.variables = variables
+        """The saved arrays: dicts, lists and tuples."""
+        self.inputs = tuple(_shape_text(shape, dtype) for shape, dtype in described["inputs"])
+        """Shape and type of each array that it takes, in the order of the leaves of its inputs."""
+        self.platforms = tuple(described["platforms"])
+        self._layout, self._outputs, self._specs = layout, described["outputs"], described["inputs"]
+        self._keys, self._taken = described["keys"], described["takes"]
+        self._call = jax.jit(_deserialized(content).call)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run it on the saved variables."""
+        return self.apply(self.variables, *inputs)
+
+    def apply(self, variables: Any, *inputs: Any) -> Any:
+        """Run it.
+
+        Args:
+          variables: arrays as in `Program.variables`.
+          *inputs: pytrees with the leaves that the network was saved with; an open batch may have any size.
+
+        Raises:
+          InputError: variables or inputs are not those that the program takes.
+        """
+        if layout_of(variables) != self._layout:
+            raise InputError("The program takes variables of another structure; pass such as its .variables.")
+        held = zip(map(raw, jax.tree.leaves(variables)), map(raw, jax.tree.leaves(self.variables)), strict=True)
+        arrays = [_fitting("a variable", array, own.shape, own.dtype.name) for array, own in held]
+        given = [raw(leaf) for leaf in jax.tree.leaves(inputs)]
+        if layout_of(inputs) != self._taken:
+            raise InputError(
+                f"The program takes inputs of another structure; give {', '.join(self.inputs)} in the containers that "
+                "the network was saved with."
+            )
+        given = [_fitting("an input", array, *spec) for array, spec in zip(given, self._specs, strict=True)]
+        sizes = {array.shape[0] for array, (shape, _) in zip(given, self._specs, strict=True) if shape[:1] == [None]}
+        if len(sizes) > 1:
+            raise InputError(f"The inputs have batches of {sorted(sizes)}; the program takes batches of one size.")
+        outs = [
+            out if impl is None else jax.random.wrap_key_data(out, impl=impl)
+            for out, impl in zip(self._call(arrays, given), self._keys, strict=True)
+        ]
+        return build(self._outputs, outs)
+
+    def __repr__(self) -> str:
+        return f"Program({', '.join(self.inputs)}; for {', '.join(self.platforms)})"
+
+
+def export(run: Callable[..., Any], variables: Any, inputs: Sequence[Any]) -> tuple[bytes | None, dict[str, Any]]:
+    """Export `run(variables, *inputs)`, for any batch size and all platforms as far as its code allows.
+
+    Args:
+      run: evaluation of a network.
+      variables: its arrays or their shapes.
+      inputs: arrays or `ShapeDtypeStruct`s. First axes of one length are the batch.
+
+    Returns:
+      The bytes, and what `Program` needs beside them. Where it cannot be exported: None, and the reason.
+
+    Raises:
+      InputError: the package flatbuffers is missing.
+    """
+    leaves, structure = jax.tree.flatten(jax.eval_shape(lambda tree: tree, variables))
+    given, given_structure = jax.tree.flatten(jax.eval_shape(lambda tree: tree, tuple(inputs)))
+    impls, given_impls = list(map(key_impl, leaves)), list(map(key_impl, given))
+    described: dict[str, Any] = {"takes": layout_of(tuple(inputs))}
+
+    def flat(arrays: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+        tree = jax.tree.unflatten(structure, map(wrapped, arrays, impls))
+        out = run(tree, *jax.tree.unflatten(given_structure, map(wrapped, given, given_impls)))
+        outs = jax.tree.leaves(out)
+        described.update(outputs=layout_of(out), keys=list(map(key_impl, outs)))
+        return list(map(raw, outs))
+
+    arrays, faults = [_raw_shape(leaf) for leaf in leaves], [""]
+    for shapes in map(list, [*_opened(given), map(_raw_shape, given)]):
+        try:
+            jax.eval_shape(flat, arrays, shapes)
+        except Exception as error:  # whatever the network and JAX find wrong with an open batch
+            faults = [first_line(error)]
+            continue
+        program, platforms, faults = _lowered(jax.jit(flat), arrays, shapes)
+        if program is not None:
+            specs = [[[n if isinstance(n, int) else None for n in s.shape], s.dtype.name] for s in shapes]
+            return _serialized(program), described | {"platforms": platforms, "inputs": specs}
+    return None, {"reason": faults[0]}
+
+
+def _lowered(flat: Any, *shapes: Any) -> tuple[Any, list[str], list[str]]:
+    """The exported function, its platforms, and why it cannot be exported for each of the others."""
+    able, faults = [], []
+    with contextlib.suppress(Exception):
+        return jax.export.export(flat, platforms=PLATFORMS)(*shapes), list(PLATFORMS), []
+    for platform in PLATFORMS:
+        try:
+            jax.export.export(flat, platforms=[platform])(*shapes)
+            able.append(platform)
+        except Exception as error:  # whatever cannot be lowered
+            faults.append(first_line(error))
+    return jax.export.export(flat, platforms=able)(*shapes) if able else None, able, faults
+
+
+def key_impl(leaf: Any) -> str | None:
+    """The generator of an array of typed random keys; None for other arrays."""
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return None
+    found: list[str] = []
+    jax.eval_shape(lambda keys: found.append(str(jax.random.key_impl(keys))), leaf)
+    return found[0]
+
+
+def raw(leaf: Any) -> Any:
+    """An array of numbers: of random keys their data."""
+    is_key = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else jnp.asarray(leaf)
+
+
+def wrapped(array: Any, impl: str | None) -> Any:
+    """What `raw` unpacked."""
+    return array if impl is None else jax.random.wrap_key_data(array, impl=impl)
+
+
+def _raw_shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    shape = jax.eval_shape(raw, leaf)
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype)
+
+
+def _opened(leaves: Sequence[Any]) -> Iterator[list[jax.ShapeDtypeStruct]]:
+    """The shapes with first axes of one length left open: the first input's, or else another's."""
+    (size,) = jax.export.symbolic_shape("batch")
+    first = [None if _is_old_key(leaf) or not leaf.shape else leaf.shape[0] for leaf in leaves]
+    for batch in dict.fromkeys(n for n in first if n is not None):
+        opened = [n == batch for n in first]
+        raws = map(_raw_shape, leaves)
+        yield [
+            jax.ShapeDtypeStruct((size, *raw.shape[1:]), raw.dtype) if is_open else raw
+            for raw, is_open in zip(raws, opened, strict=True)
+        ]
+
+
+def _is_old_key(leaf: Any) -> bool:
+    """Whether an array may be what `jax.random.PRNGKey` returns."""
+    return leaf.dtype == jnp.uint32 and leaf.shape in ((2,), (4,))
+
+
+def _fitting(what: str, array: Any, shape: Sequence[int | None], dtype: str) -> Any:
+    fits = array.ndim == len(shape) and all(n in (None, own) for n, own in zip(shape, array.shape, strict=True))
+    if not fits or array.dtype.name != dtype:
+        raise InputError(
+            f"The program takes {what} of {_shape_text(shape, dtype)} and was given "
+            f"{_shape_text(array.shape, array.dtype.name)}; give what the network was saved with."
+        )
+    return array
+
+
+def _shape_text(shape: Sequence[int | None], dtype: str) -> str:
+    return f"{dtype}[{','.join('batch' if n is None else str(n) for n in shape)}]"
+
+
+def _serialized(exported: Any) -> bytes:
+    try:
+        return bytes(exported.serialize())
+    except ImportError:
+        raise _missing() from None
+
+
+def _deserialized(content: bytes) -> Any:
+    try:
+        return jax.export.deserialize(bytearray(content))
+    except ImportError:
+        raise _missing() from None
+    except Exception as error:  # of many types, from a newer JAX
+        raise DamageError(f"its program cannot be read by jax {jax.__version__} ({first_line(error):.80})") from None
+
+
+def _missing() -> InputError:
+    return InputError("A program is stored with the package flatbuffers, which is missing; pip install flatbuffers.")
