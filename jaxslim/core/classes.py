@@ -139,7 +139,7 @@ def survivors(
 def _tell(grid: Grid, survives: np.ndarray, told: np.ndarray, conflict: Any) -> bool:
     """Pass on what is known of a grid's cells to its factors, and the other way round; false if nothing is new."""
     before = np.count_nonzero(told)
-    if told[grid.cells].all():
+    if told[grid.cells].all() and survives[grid.cells].any():
         for k, factor in enumerate(grid.factors):
             own = np.zeros(len(factor), bool)
             np.logical_or.at(own, grid.places(k), survives[grid.cells])

@@ -10,7 +10,7 @@ from jax.extend import core
 
 from jaxslim.core.classes import survivors
 from jaxslim.core.symbols import number_shape, stand_ins
-from jaxslim.core.value import Axis, Value, unknown_axis
+from jaxslim.core.value import Axis, Value, free_axis, unknown_axis
 from jaxslim.core.walk import Record, Rule, Step, Walk, live_equations
 
 Narrow = Callable[..., Sequence[Any]]
@@ -25,6 +25,7 @@ class Program:
       rules: of the walk.
       narrow_rules: for each primitive whose parameters hold shapes, how it runs on smaller arrays.
       conflict: called where the program ties what goes to what stays; raises.
+      whole_is_free: whether an input of which all survives may lose indices where it meets what goes, as a constant.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class Program:
         rules: dict[str, Rule],
         narrow_rules: dict[str, Narrow],
         conflict: Callable[[Any], None],
+        *,
+        whole_is_free: bool = False,
     ) -> None:
         self.closed, self.rules, self.narrow_rules, self.conflict = closed, rules, narrow_rules, conflict
         shapes = [aval.shape for aval in closed.in_avals]
@@ -43,10 +46,15 @@ class Program:
         known = []
         for number, (axes, symbolic) in enumerate(zip(alive, shapes, strict=True)):
             shape = number_shape(symbolic, numbers)
-            own = [unknown_axis(walk.new_ids(n)) for n in shape]
+            own = [
+                free_axis(n) if survives is None and whole_is_free else unknown_axis(walk.new_ids(n))
+                for survives, n in zip(axes, shape, strict=True)
+            ]
             long = [k for k, n in enumerate(shape) if n > 1]
             values.append(Value(tuple(own), leaf=number, vector=long[0] if len(long) == 1 else None))
             for axis, survives in zip(own, axes, strict=True):
+                if axis.free:
+                    continue
                 known.append((axis.ids, np.ones(len(axis), bool) if survives is None else survives, number))
         outs = walk.follow(closed, values)
         self.classes, self.survives = survivors(walk, known, conflict)
@@ -133,7 +141,7 @@ class Program:
 
     def inside(self, closed: Any, alive: Sequence[Sequence[np.ndarray | None]]) -> "Program":
         """Another program, such as a derivative rule, with what survives of its inputs."""
-        return Program(closed, alive, self.rules, self.narrow_rules, self.conflict)
+        return Program(closed, alive, self.rules, self.narrow_rules, self.conflict, whole_is_free=True)
 
 
 def _is_literal(atom: Any) -> bool:

@@ -79,7 +79,7 @@ def _shard_map(program: Program, eqn: Any, step: Step, arrays: list[Any]) -> Seq
         in_specs=tuple(params["in_specs"]),
         out_specs=list(params["out_specs"]),
         check_vma=params["check_vma"],
-        axis_names=set(params["manual_axes"]),
+        axis_names=set(params.get("manual_axes", params["mesh"].axis_names)),
     )
     return mapped(*arrays)
 

@@ -137,7 +137,7 @@ def _axis(
         met.append(axis)
     vectors = [_is_below(walk, axis, other) or value.vector == k
                for axis, other, value in zip(met, met[::-1], ins, strict=True)] if selects else []  # fmt: skip
-    ids = _selection(walk, met, vectors) if selects else None
+    ids = _selection(walk, met, vectors) if sum(vectors) == 1 else None
     if ids is None:
         ids = functools.reduce(walk.unite, (axis.ids for axis in met))
     else:  # the stream is not zero where only the norm's vectors are
