@@ -487,3 +487,14 @@ def test_a_cut_program_traces_the_network_once_for_each_shape() -> None:
     assert len(traced) == 2
     assert narrow(small, -x, slope=0.5).tolist() == [[-3.0, -3.0]]
     assert traced[2:] == [0.5]
+
+
+def test_constants_that_are_equal_are_not_taken_for_each_other() -> None:
+    def apply(variables: Any, x: Any, *, option: Any) -> Any:
+        return x @ variables["a"] @ variables["b"] * (2.0 if option is True else option)
+
+    variables = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    graph = jaxslim.trace(lambda variables, x: apply(variables, x, option=1), variables, jnp.ones((1, 3)))
+    plan = jaxslim.plan(graph, np.arange(graph.num_units + 1.0), 0.5)
+    narrow, small = jaxslim.narrow(apply, graph, plan), jaxslim.cut(graph, variables, plan)
+    assert [narrow(small, jnp.ones((1, 3)), option=option)[0, 0] for option in (1, True, 1.0)] == [6.0, 12.0, 6.0]

@@ -53,10 +53,10 @@ def spans_of(lengths: Sequence[int]) -> list[Span]:
 class Classes:
     """The classes of ids that share their fate."""
 
-    def __init__(self, walk: Walk, extra: Pairs = ()) -> None:  # type: ignore[assignment]
+    def __init__(self, walk: Walk) -> None:
         self.reasons = len(walk.reasons)
         size = self.reasons + walk.num_ids
-        self.label = components(size, [(self.node(a), self.node(b)) for a, b in (*walk.united, *extra)])
+        self.label = components(size, [(self.node(a), self.node(b)) for a, b in walk.united])
         self.num = int(self.label.max(initial=-1)) + 1
         self.fixed = np.zeros(self.num, bool)
         self.fixed[self.label[: self.reasons]] = True

@@ -34,7 +34,7 @@ def scored_layers(
     Raises:
       InputError: the scores fit no parameter or hold NaN, or a pattern of `leave` fits no layer.
     """
-    if isinstance(scores, np.ndarray) or (hasattr(scores, "shape") and np.ndim(scores) == 1):
+    if hasattr(scores, "shape"):
         layers, score = all_layers(graph), _unit_scores(graph, np.asarray(scores, np.float64))
     else:
         layers, score = _tree_scores(graph, scores)
@@ -46,8 +46,7 @@ def scored_layers(
     cells = ~graph.choosable[below]
     while True:  # what an element of a grid is worth, its row and its column are worth
         before = score.copy()
-        if not isinstance(scores, np.ndarray):
-            np.maximum.at(score, above[cells], before[below[cells]])
+        np.maximum.at(score, above[cells], before[below[cells]])
         if (score == before).all():
             return layers, score
 

@@ -43,8 +43,8 @@ def narrow(apply: Callable[..., Any], graph: ChannelGraph, plan: Plan) -> Callab
         numbers = [number for number, value in enumerate(given) if _is_array(value)]
         axes = [_alive_axes(graph, alive, path, leaf) for path, leaf in leaves]
         shapes = [_full(leaf, own) for (_, leaf), own in zip(leaves, axes, strict=True)]
-        abstract = [_abstract(given[number]) for number in numbers]
-        constants = tuple(value for number, value in enumerate(given) if number not in numbers)
+        abstract = [_abstract(given[number], np.shape(given[number])) for number in numbers]
+        constants = tuple(value for value in given if not _is_array(value))
 
         def flat(leaves: list[Any], arrays: list[Any]) -> Any:
             filled, rest = dict(zip(numbers, arrays, strict=True)), iter(constants)
@@ -69,7 +69,7 @@ def narrow(apply: Callable[..., Any], graph: ChannelGraph, plan: Plan) -> Callab
             given_structure,
             *map(_key, shapes),
             *map(_key, abstract),
-            constants,
+            *((type(value), value) for value in constants),  # True, 1 and 1.0 are equal
             jax.config.read("jax_enable_x64"),
         )
         made, out_structure = _lookup(programs, key, build)
@@ -98,11 +98,9 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, jax.Array | np.ndarray | np.generic)
 
 
-def _abstract(array: Any) -> Any:
+def _abstract(array: Any, shape: Any) -> Any:
     aval = jax.typeof(array)
-    return (
-        jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) if hasattr(aval, "weak_type") else aval
-    )
+    return jax.ShapeDtypeStruct(shape, aval.dtype, weak_type=aval.weak_type)
 
 
 def _alive_axes(graph: ChannelGraph, alive: np.ndarray, path: Any, leaf: Any) -> list[np.ndarray | None]:
@@ -120,5 +118,4 @@ def _alive_axes(graph: ChannelGraph, alive: np.ndarray, path: Any, leaf: Any) ->
 
 def _full(leaf: Any, axes: list[np.ndarray | None]) -> Any:
     shape = tuple(n if own is None else len(own) for n, own in zip(np.shape(leaf), axes, strict=True))
-    aval = jax.typeof(leaf)
-    return jax.ShapeDtypeStruct(shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+    return _abstract(leaf, shape)

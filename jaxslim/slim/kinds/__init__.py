@@ -1,5 +1,6 @@
 """The kinds of models that `prune` takes, one file a framework. A framework is imported only for a model of its own."""
 
+import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,28 +35,29 @@ def network(
     Raises:
       InputError: the model is of no kind, or the variables are not as its kind takes them.
     """
-    arguments = (model, variables, inputs, dict(call or {}), modes)
     if isinstance(model, type):
         raise InputError(f"{model.__name__} is a class; pass a model, for example {model.__name__}().")
     if _is_a(model, "flax.linen", "Module") or _is_ours(model, "linen"):
-        from jaxslim.slim.kinds import linen as kind
+        kind = "linen"
     elif _is_a(model, "flax.nnx", "Module"):
-        from jaxslim.slim.kinds import nnx as kind  # type: ignore[no-redef]
+        kind = "nnx"
     elif _is_a(model, "keras", "Layer") or _is_ours(model, "keras"):
-        from jaxslim.slim.kinds import keras as kind  # type: ignore[no-redef]
+        kind = "keras"
     elif _is_a(model, "haiku", "Transformed") or _is_a(model, "haiku", "TransformedWithState"):
-        from jaxslim.slim.kinds import haiku as kind  # type: ignore[no-redef]
+        kind = "haiku"
     elif _is_a(model, "equinox", "Module") and (variables is None or _is_a(variables, "equinox.nn", "State")):
-        from jaxslim.slim.kinds import equinox as kind  # type: ignore[no-redef]
+        kind = "equinox"
     elif callable(model) and variables is not None:
-        from jaxslim.slim.kinds import functions as kind  # type: ignore[no-redef]
+        kind = "functions"
     elif callable(model):
         raise InputError(
             f"The variables of {quoted(model)} are missing. A model is {KINDS}; pass what it is called on."
         )
     else:
         raise InputError(f"{quoted(model)} is no model; pass {KINDS}.")
-    return kind.network(*arguments)
+    module = importlib.import_module(f"{__name__}.{kind}")  # only the framework of the model is needed
+    described: Network = module.network(model, variables, inputs, dict(call or {}), modes)
+    return described
 
 
 def _is_a(model: Any, package: str, name: str) -> bool:
