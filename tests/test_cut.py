@@ -120,9 +120,8 @@ def test_a_path_finds_one_leaf() -> None:
 
 def test_the_end_of_a_path_names_a_leaf_but_a_position_does_not() -> None:
     paths = Paths([("batch_stats", "bn", "mean"), ("0",), ("bn", "mean")])
-    assert paths.ends(("1", "batch_stats", "bn", "mean")) == 0
-    assert paths.ends(("1", "bn", "mean")) == 2
-    assert [paths.ends(path) for path in ((), ("0",), ("1", "0"), ("mean",), ("batch_stats", "bn"))] == [None] * 5
+    unnamed = [(), ("0",), ("1", "0"), ("mean",), ("batch_stats", "bn")]
+    assert paths.renewed([("1", "batch_stats", "bn", "mean"), ("1", "bn", "mean"), *unnamed]) == [0, 2, *[None] * 5]
 
 
 def module() -> Stack:

@@ -2,16 +2,14 @@
 
 import functools
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from zoo import Network
+from zoo import Network, difference, fitted, random_plan
 
 import jaxslim
 
@@ -24,41 +22,9 @@ def family(request: pytest.FixtureRequest) -> tuple[Network, ...]:
     return importlib.import_module(f"zoo.{request.param}").NETWORKS
 
 
-def modes(network: Network) -> list[Any]:
-    trained = network.train
-    if trained is None:
-        return [network.apply]
-    return [network.apply, lambda variables, *inputs: trained(variables, jax.random.key(0), *inputs)]
-
-
-def random_plan(graph: jaxslim.ChannelGraph, ratio: float, *, exact: bool) -> jaxslim.Plan:
-    """Random units go; of those that `exact` wants, inexact ones stay."""
-    scores = np.random.default_rng(0).random(graph.num_units + 1)
-    if not exact:
-        return jaxslim.plan(graph, scores, ratio)
-    threshold = float(np.quantile(scores[graph.exact & graph.choosable], ratio))
-    plan = jaxslim.plan(graph, np.where(graph.exact, scores, np.inf), None, threshold=threshold)
-    keep = graph.survivors(plan.keep | ~graph.exact)
-    return jaxslim.Plan(keep=keep)
-
-
-def pairs(one: Any, other: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            yield np.asarray(a, np.float64), np.asarray(b, np.float64)
-
-
-def difference(one: Any, other: Any) -> float:
-    """Largest difference of two trees of one structure, relative to the largest entry of each array."""
-    found = [np.abs(a - b).max(initial=0) / np.abs(a).max(initial=1e-6) for a, b in pairs(one, other)]
-    assert np.isfinite(found).all()
-    return max(found, default=0.0)
-
-
 def test_every_network_of_a_family_is_cut_right(family: tuple[Network, ...]) -> None:
     for network in family:
-        graph = jaxslim.trace(modes(network), network.variables, *network.inputs)
+        graph = jaxslim.trace(network.modes, network.variables, *network.inputs)
         assert {cause.split()[0] for cause in graph.opaque} == set(network.stops), network.name
         lost = random_plan(graph, 0.6, exact=False)
         small = jax.eval_shape(functools.partial(jaxslim.cut, graph, plan=lost), network.variables)
@@ -86,14 +52,6 @@ def check(network: Network, graph: jaxslim.ChannelGraph, plan: jaxslim.Plan, *, 
 
     got, wanted = both(small, masked, *network.inputs)
     assert difference(fitted(wanted, got, graph, plan), got) < SAMPLE, network.name
-
-
-def fitted(wanted: Any, got: Any, graph: jaxslim.ChannelGraph, plan: jaxslim.Plan) -> Any:
-    """Outputs of the full network, of which new statistics are cut like the old ones."""
-    if jax.tree.map(np.shape, wanted) == jax.tree.map(np.shape, got):
-        return wanted
-    outputs, statistics = wanted
-    return outputs, jaxslim.cut(graph, statistics, plan)
 
 
 def test_optimizer_state_is_cut_with_the_network() -> None:

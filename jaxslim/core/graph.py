@@ -127,7 +127,8 @@ def trace(
 
     Returns:
       The `ChannelGraph`. Axes of the inputs and outputs are fixed. An output that stands at the path of a leaf is the
-      leaf's new value, such as running statistics, and is cut like the leaf.
+      leaf's new value, such as running statistics, and is cut like the leaf; so is a whole collection of new values
+      without its name, as in `(y, new_state)`.
 
     Raises:
       InputError: `apply` does not run with these variables and inputs.
@@ -148,8 +149,9 @@ def trace(
         given = [input_value(walk, path, aval.shape) for (path, _), aval in
                  zip(leaf_paths(inputs), closed.in_avals[len(leaves) :], strict=True)]  # fmt: skip
         outs = walk.follow(closed, [*values, *given])
-        for (path, aval), out in zip(leaf_paths(out_shapes), outs, strict=True):
-            number = names.ends(path)
+        named = leaf_paths(out_shapes)
+        news = names.renewed([path for path, _ in named])
+        for (path, aval), out, number in zip(named, outs, news, strict=True):
             if number is not None and values[number].shape == tuple(aval.shape):
                 renewed.add(number)
                 for axis, own in zip(out.axes, values[number].axes, strict=True):

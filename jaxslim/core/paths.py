@@ -49,11 +49,32 @@ class Paths:
             raise self._ambiguous(path, found)
         return found[0] if found else None
 
-    def ends(self, path: Path) -> int | None:
-        """Number of the leaf whose whole path stands at the end of this one, or None; positions alone name no leaf."""
-        tails = (path[start:] for start in range(len(path)))
-        named = (tail for tail in tails if not all(map(str.isdecimal, tail)))
-        return next((self._numbers[tail] for tail in named if tail in self._numbers), None)
+    def renewed(self, outputs: Sequence[Path]) -> list[int | None]:
+        """For each output of a mode, number of the leaf whose new value it is, or None.
+
+        The leaf's whole path stands at the end of the output's, or without its collection if all of the collection
+        stands there: `(y, new_state)`. Positions alone name no leaf.
+        """
+        found = self._without_collection(outputs)
+        for place, path in enumerate(outputs):
+            tails = (tail for tail in _named_tails(path) if tail in self._numbers)
+            found[place] = next((self._numbers[tail] for tail in tails), found[place])
+        return found
+
+    def _without_collection(self, outputs: Sequence[Path]) -> list[int | None]:
+        members: defaultdict[str, dict[Path, int]] = defaultdict(dict)
+        for number, path in enumerate(self.paths):
+            if len(path) > 1:
+                members[path[0]][path[1:]] = number
+        own = [{path[: -len(tail)] for tail in _named_tails(path)} for path in outputs]
+        found: list[int | None] = [None] * len(outputs)
+        for prefix in set().union(*own):
+            tails = {path[len(prefix) :]: place for place, path in enumerate(outputs) if path[: len(prefix)] == prefix}
+            alike = [numbers for numbers in members.values() if numbers.keys() == tails.keys()]
+            if len(alike) == 1:
+                for tail, place in tails.items():
+                    found[place] = alike[0][tail]
+        return found
 
     def places(self, tree: Any) -> list[tuple[Path, Any, Place | None]]:
         """Each leaf of `tree` with its path and its place among the traced leaves.
@@ -146,6 +167,12 @@ def leaf_paths(tree: Any) -> list[tuple[Path, Any]]:
     """Each leaf of a pytree with its path as plain names."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(tuple(map(_name, keys)), leaf) for keys, leaf in leaves]
+
+
+def _named_tails(path: Path) -> Iterator[Path]:
+    """The ends of a path in which not all is a position."""
+    tails = (path[start:] for start in range(len(path)))
+    return (tail for tail in tails if not all(map(str.isdecimal, tail)))
 
 
 def _name(key: Any) -> str:

@@ -26,6 +26,7 @@ class Program:
       narrow_rules: for each primitive whose parameters hold shapes, how it runs on smaller arrays.
       conflict: called where the program ties what goes to what stays; raises.
       whole_is_free: whether an input of which all survives may lose indices where it meets what goes, as a constant.
+      origins: for each input, what it is made of if it is a constant.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Program:
         conflict: Callable[[Any], None],
         *,
         whole_is_free: bool = False,
+        origins: Sequence[Any] = (),
     ) -> None:
         self.closed, self.rules, self.narrow_rules, self.conflict = closed, rules, narrow_rules, conflict
         shapes = [aval.shape for aval in closed.in_avals]
@@ -51,7 +53,8 @@ class Program:
                 for survives, n in zip(axes, shape, strict=True)
             ]
             long = [k for k, n in enumerate(shape) if n > 1]
-            values.append(Value(tuple(own), leaf=number, vector=long[0] if len(long) == 1 else None))
+            origin = origins[number] if origins else None
+            values.append(Value(tuple(own), leaf=number, vector=long[0] if len(long) == 1 else None, origin=origin))
             for axis, survives in zip(own, axes, strict=True):
                 if axis.free:
                     continue
@@ -60,6 +63,7 @@ class Program:
         self.classes, self.survives = survivors(walk, known, conflict)
         self.record = walk.inner[-1]
         self.out_alive = [[self.alive(axis) for axis in out.axes] for out in outs]
+        self.out_origins = [out.origin for out in outs]
 
     def alive(self, axis: Axis) -> np.ndarray | None:
         """bool (n,): which indices of an axis survive; None if all do."""
@@ -139,9 +143,12 @@ class Program:
                 array = take(array, wanted[have], k)
         return array
 
-    def inside(self, closed: Any, alive: Sequence[Sequence[np.ndarray | None]]) -> "Program":
+    def inside(
+        self, closed: Any, alive: Sequence[Sequence[np.ndarray | None]], origins: Sequence[Any] = ()
+    ) -> "Program":
         """Another program, such as a derivative rule, with what survives of its inputs."""
-        return Program(closed, alive, self.rules, self.narrow_rules, self.conflict, whole_is_free=True)
+        rules = self.rules, self.narrow_rules, self.conflict
+        return Program(closed, alive, *rules, whole_is_free=True, origins=origins)
 
 
 def _is_literal(atom: Any) -> bool:

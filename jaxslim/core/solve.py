@@ -86,7 +86,8 @@ class Solution(Classes):
             grid.cells, grid.factors, grid.why = new[grid.cells], [new[f] for f in grid.factors], int(new[grid.why])
             grid.held = int(new[grid.held])
         self.selected = unique_pairs(new[self.selected])
-        self._marks = {name: np.unique(new[marks]) for name, marks in self._marks.items()}
+        self._marks = {name: new[marks] for name, marks in self._marks.items()}
+        self._marks = {name: np.flatnonzero(self.marked(name)) for name in self._marks}
         return True
 
     def _settle_grids(self) -> None:

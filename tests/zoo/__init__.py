@@ -10,6 +10,8 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
+import jaxslim
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -29,6 +31,42 @@ class Network:
     """Keyword arguments of the model's evaluation, for example `{"train": False}`."""
     stops: tuple[str, ...] = ()
     """Primitives that hold channels in this network although cutting them would make sense."""
+
+    @property
+    def modes(self) -> list[Callable[..., Any]]:
+        """Evaluation, and training where there is one, as functions of the variables and inputs."""
+        trained = self.train
+        if trained is None:
+            return [self.apply]
+        return [self.apply, lambda variables, *inputs: trained(variables, jax.random.key(0), *inputs)]
+
+
+def random_plan(graph: jaxslim.ChannelGraph, share: float, *, exact: bool) -> jaxslim.Plan:
+    """A plan without a share of random units, or of the exact ones alone: then inexact ones stay."""
+    scores = np.random.default_rng(0).random(graph.num_units + 1)
+    if not exact:
+        return jaxslim.plan(graph, scores, share)
+    threshold = float(np.quantile(scores[graph.exact & graph.choosable], share))
+    chosen = jaxslim.plan(graph, np.where(graph.exact, scores, np.inf), None, threshold=threshold)
+    return jaxslim.Plan(keep=graph.survivors(chosen.keep | ~graph.exact))
+
+
+def fitted(wanted: Any, got: Any, graph: jaxslim.ChannelGraph, plan: jaxslim.Plan) -> Any:
+    """Outputs of the full network, of which new statistics are cut like the old ones."""
+    if jax.tree.map(np.shape, wanted) == jax.tree.map(np.shape, got):
+        return wanted
+    outputs, statistics = wanted
+    return outputs, jaxslim.cut(graph, statistics, plan)
+
+
+def difference(wanted: Any, got: Any) -> float:
+    """Largest difference of two trees of one structure, relative to the largest entry of each array."""
+    found = []
+    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True):
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            one, other = np.asarray(a, np.float64), np.asarray(b, np.float64)
+            found.append(np.abs(one - other).max(initial=0) / np.abs(one).max(initial=1e-6))
+    return float(max(found, default=0.0))
 
 
 def linen(

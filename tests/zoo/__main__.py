@@ -3,14 +3,13 @@
 import importlib
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 import jaxslim
 
-from . import Network
+from . import Network, difference, fitted, random_plan
 
 
 def shares(graph: jaxslim.ChannelGraph) -> tuple[int, float, float]:
@@ -26,32 +25,15 @@ def shares(graph: jaxslim.ChannelGraph) -> tuple[int, float, float]:
     return total, can_go / total, exact / total
 
 
-def difference(network: Network, graph: jaxslim.ChannelGraph) -> float:
-    """How far the network without 30 % of its exact units is from the masked one, as a share of the largest output."""
-    scores = np.random.default_rng(0).random(graph.num_units + 1)
-    chosen = jaxslim.plan(graph, np.where(graph.exact, scores, np.inf), None, threshold=0.3)
-    plan = jaxslim.Plan(keep=graph.survivors(chosen.keep | ~graph.exact))
-    small, masked = (change(graph, network.variables, plan) for change in (jaxslim.cut, jaxslim.mask))
-    got = jax.jit(jaxslim.narrow(network.apply, graph, plan))(small, *network.inputs)
-    wanted = jax.jit(network.apply)(masked, *network.inputs)
-    gaps = [
-        float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(np.asarray(a)).max())
-        for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True)
-        if np.shape(a) == np.shape(b)
-    ]
-    return max(gaps)
-
-
 def row(network: Network) -> str:
-    trained: Any = network.train
-    modes = [network.apply]
-    if trained is not None:
-        modes.append(lambda variables, *inputs: trained(variables, jax.random.key(0), *inputs))
     start = time.perf_counter()
-    graph = jaxslim.trace(modes, network.variables, *network.inputs)
+    graph = jaxslim.trace(network.modes, network.variables, *network.inputs)
     seconds = time.perf_counter() - start
     total, can_go, exact = shares(graph)
-    gap = difference(network, graph)
+    plan = random_plan(graph, 0.3, exact=True)
+    small, masked = (change(graph, network.variables, plan) for change in (jaxslim.cut, jaxslim.mask))
+    got = jax.jit(jaxslim.narrow(network.apply, graph, plan))(small, *network.inputs)
+    gap = difference(fitted(jax.jit(network.apply)(masked, *network.inputs), got, graph, plan), got)
     held = ", ".join(graph.opaque) or "-"
     return f"| {network.name} | {total:,} | {can_go:.1%} | {exact:.1%} | {seconds:.2f} s | {gap:.0e} | {held} |"
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxslim.core.replay import Narrow, Program
 from jaxslim.core.rules.control import inner_program, scan_inputs
@@ -56,13 +57,22 @@ def _while(program: Program, eqn: Any, step: Step, arrays: list[Any]) -> Sequenc
     n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
     start = n_cond + n_body
     values = body_record.ins[n_body:]
+    rows = len(params["cond_jaxpr"].out_avals[0].shape)  # where vmap made the loop, each row has a predicate
+
+    def predicate(carry: list[Any]) -> Any:
+        return program.run(params["cond_jaxpr"], cond_record, [*arrays[:n_cond], *carry])[0]
 
     def body(carry: list[Any]) -> list[Any]:
         outs = program.run(params["body_jaxpr"], body_record, [*arrays[n_cond:start], *carry])
-        return _fitted(program, outs, body_record.outs, values)
+        outs = _fitted(program, outs, body_record.outs, values)
+        if not rows:
+            return outs
+        going = predicate(carry)
+        return [jnp.where(jnp.expand_dims(going, range(rows, old.ndim)), new, old)
+                for new, old in zip(outs, carry, strict=True)]  # fmt: skip
 
     def goes_on(carry: list[Any]) -> Any:
-        return program.run(params["cond_jaxpr"], cond_record, [*arrays[:n_cond], *carry])[0]
+        return predicate(carry).any()
 
     return jax.lax.while_loop(goes_on, body, _fitted(program, arrays[start:], step.ins[start:], values))
 

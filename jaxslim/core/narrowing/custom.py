@@ -35,7 +35,15 @@ def _whole(eqn: Any, differentiable: list[int]) -> tuple[Callable[..., Any], lis
 
 
 def _differentiable(eqn: Any) -> list[int]:
-    return [k for k, var in enumerate(eqn.invars) if jnp.issubdtype(var.aval.dtype, np.inexact)]
+    """Numbers of the inputs that a rule is for; those that the function closes over, which come first, have none."""
+    closed_over = eqn.params.get("num_consts", 0)
+    is_float = [jnp.issubdtype(var.aval.dtype, np.inexact) for var in eqn.invars]
+    return [k for k, own in enumerate(is_float) if own and k >= closed_over]
+
+
+def _origins(step: Step, numbers: list[int]) -> list[Any]:
+    """What the constants among the inputs are made of, for those with these numbers."""
+    return [step.ins[k].origin for k in numbers]
 
 
 def _custom_jvp(program: Program, eqn: Any, step: Step, arrays: list[Any]) -> Sequence[Any]:
@@ -51,10 +59,11 @@ def _custom_jvp(program: Program, eqn: Any, step: Step, arrays: list[Any]) -> Se
 
         closed = jax.make_jaxpr(both)(tuple(shapes), tuple(shapes), rest_shapes)
         alive = _alive(program, step.ins)
-        own, rest = [alive[k] for k in numbers], [a for k, a in enumerate(alive) if k not in numbers]
-        inner = program.inside(closed, [*own, *own, *rest])
+        rest = [k for k in range(len(alive)) if k not in numbers]
+        origins = [*2 * [None] * len(numbers), *_origins(step, rest)]
+        inner = program.inside(closed, [alive[k] for k in (*numbers, *numbers, *rest)], origins)
         given = [*(primals[k] for k in numbers), *(tangents[k] for k in numbers)]
-        outs = inner([*given, *(x for k, x in enumerate(primals) if k not in numbers)])
+        outs = inner([*given, *(primals[k] for k in rest)])
         outs = _fit_outputs(inner, outs, 2 * _alive(program, step.outs))
         return outs[: len(outs) // 2], outs[len(outs) // 2 :]
 
@@ -77,17 +86,19 @@ def _custom_vjp(program: Program, eqn: Any, step: Step, arrays: list[Any]) -> Se
 
         closed = jax.make_jaxpr(both)(tuple(shapes), rest_shapes)
         rest = [k for k in range(len(arrays)) if k not in numbers]
-        inner = program.inside(closed, [alive[k] for k in (*numbers, *rest)])
+        origins = [*[None] * len(numbers), *_origins(step, rest)]
+        inner = program.inside(closed, [alive[k] for k in (*numbers, *rest)], origins)
         outs = inner([arrays[k] for k in (*numbers, *rest)])
-        structure.append(inner.out_alive[len(out_alive) :])
+        structure.extend([inner.out_alive[len(out_alive) :], inner.out_origins[len(out_alive) :]])
         fitted = _fit_outputs(inner, outs[: len(out_alive)], out_alive)
         return fitted, outs[len(out_alive) :]
 
     def backward(residuals: Any, gradients: Any) -> Any:
-        tree, residual_shapes, residual_alive = structure
+        tree, residual_shapes, residual_alive, origins = structure
         out_shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in eqn.outvars]
         closed = jax.make_jaxpr(lambda r, g: jax.tree.unflatten(tree, r)(g))(residual_shapes, out_shapes)
-        inner = program.inside(closed, [*residual_alive, *out_alive])
+        origins = [*origins, *[None] * len(out_alive)]
+        inner = program.inside(closed, [*residual_alive, *out_alive], origins)
         outs = _fit_outputs(inner, inner([*residuals, *gradients]), [alive[k] for k in numbers])
         found = dict(zip(numbers, outs, strict=True))
         return tuple(found.get(k) for k in range(len(alive)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxslim.core.value import Axis, Value, combined, free_axes, free_axis, index_along, lines
+from jaxslim.core.value import Axis, Value, combined, free_axes, free_axis, index_along, lines, unknown_axis
 from jaxslim.core.walk import Product, Rule, Walk, because
 from jaxslim.errors import InputError
 
@@ -26,9 +26,9 @@ def _reshape(walk: Walk, eqn: Any, value: Value, *_: Value) -> list[Value]:
                 walk.fix(value.axes[order[k]].ids, because(eqn, expected=True))
         if all(value.axes[k].free for k in took):
             continue
-        copies = {k for k in took if value.axes[k].free}
+        copies = {k for k in took if value.axes[k].free}  # what a copy holds, no parameter tells
         value = walk.own(0, took)
-        took_axes = [_copies(walk, value.axes[k]) if k in copies else value.axes[k] for k in took]
+        took_axes = [unknown_axis(value.axes[k].ids) if k in copies else value.axes[k] for k in took]
         made = _regroup(walk, eqn, took_axes, [new[k] for k in gave])
         for k, axis in zip(gave, made, strict=True):
             axes[k] = axis
@@ -36,15 +36,6 @@ def _reshape(walk: Walk, eqn: Any, value: Value, *_: Value) -> list[Value]:
     if value.vector is not None:
         vector = next((k for k, axis in enumerate(axes) if axis is value.axes[value.vector]), None)
     return [Value(tuple(axes), value.const, vector=vector, normed=value.normed)]
-
-
-def _copies(walk: Walk, axis: Axis) -> Axis:
-    """An axis of copies that merges with channels. What it holds is what the channels hold: infinity stands for this.
-
-    A copy that goes by itself counts as inexact, since nothing of it is a parameter.
-    """
-    walk.inexact.append(axis.ids)
-    return axis.map(lambda holds: np.full(len(holds), math.inf))
 
 
 def blocks(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -144,8 +135,7 @@ def merge(walk: Walk, eqn: Any, axes: list[Axis]) -> Axis:
 
 
 def _common(*held: np.ndarray) -> np.ndarray:
-    known = [one for one in held if not np.isinf(one).all()] or [np.full(len(held[0]), math.nan)]
-    return np.where(np.all([one == known[0] for one in known], axis=0), known[0], math.nan)
+    return np.where(np.all([one == held[0] for one in held], axis=0), held[0], math.nan)
 
 
 def _record(walk: Walk, eqn: Any, grid: np.ndarray, axes: list[Axis]) -> None:
