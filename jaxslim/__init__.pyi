@@ -7,10 +7,10 @@ from .core.cut import mask as mask
 from .core.cut import restore as restore
 from .core.graph import ChannelGraph as ChannelGraph
 from .core.graph import Stop as Stop
-from .core.graph import trace as trace
 from .core.narrow import narrow as narrow
 from .core.plan import Plan as Plan
 from .core.plan import plan as plan
+from .core.tracing import trace as trace
 from .errors import InputError as InputError
 from .models import VGG as VGG
 from .models import vgg11 as vgg11

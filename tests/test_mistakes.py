@@ -160,7 +160,7 @@ COMMAND_LINES = {
     "negative threshold": ("prune sparse --out new --threshold -1", "The threshold is -1.0; it must be a number of at"),
     "share of a layer": (f"{CUT} --max-layer-ratio 0", "max_layer_ratio is 0.0; it must be a share in (0, 1], for ex"),
     "negative batches": (f"{CUT} --recalibrate -1", "recalibrate is -1; it must be a number of batches, 0 or more."),
-    "no such layer": (f"{CUT} --leave conv0", "There is no layer conv0 to leave alone; the layers are bn0, bn1."),
+    "no such layer": (f"{CUT} --leave conv0", "There is no layer conv0; the layers are bn0, bn1."),
     "no channels": (f"{CUT} --min-channels 0", "min_channels is 0; it must be at least 1."),
     "multiple of nothing": (f"{CUT} --multiple-of 0", "multiple_of is 0; it must be at least 1."),
     "statistics of others": (f"{CUT} --recalibrate 2 --dataset ten.npz", "{home}/sparse/checkpoints/12 " + CLASSES),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxslim.core.graph import program
+from jaxslim.core.programs import program
 from jaxslim.errors import InputError
 
 
@@ -88,10 +88,11 @@ def _described(leaf: Any, batch: int | None) -> Any:
 
 
 def _macs(jaxpr: Any) -> int:
-    return sum(map(_equation_macs, jaxpr.eqns))
+    return sum(map(equation_macs, jaxpr.eqns))
 
 
-def _equation_macs(eqn: Any) -> int:
+def equation_macs(eqn: Any) -> int:
+    """Multiply-accumulates of one equation, those of the programs inside included."""
     name, params = eqn.primitive.name, eqn.params
     if name in ("dot_general", "scaled_dot"):
         return _product_macs(eqn, params["dimension_numbers"], ())
@@ -108,10 +109,10 @@ def _equation_macs(eqn: Any) -> int:
     if name == "while" and any(inner):
         problem = "The network multiplies inside a while loop, whose rounds cannot be counted"
         raise InputError(f"{problem}; use scan or fori_loop with constant bounds.")
-    return sum(inner) * _times(name, params)
+    return sum(inner) * times(name, params)
 
 
-def _times(name: str, params: Mapping[str, Any]) -> int:
+def times(name: str, params: Mapping[str, Any]) -> int:
     """How often an equation runs the programs inside it."""
     if name == "scan":
         return int(params["length"])

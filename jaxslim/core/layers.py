@@ -1,5 +1,6 @@
 """The layers of a network as a plan sees them: their names, their units and scores."""
 
+import difflib
 import fnmatch
 import math
 from collections.abc import Collection, Sequence
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxslim.core.graph import ChannelGraph
+from jaxslim.core.groups import groups
 from jaxslim.core.paths import Path, leaf_paths
 from jaxslim.errors import InputError
 
@@ -20,35 +22,75 @@ class ScoredLayer(NamedTuple):
     """Of the parameter."""
     units: np.ndarray
     """int (channels,)"""
+    is_grid: bool = False
+    """Whether these are the rows or the columns of the elements on the axis."""
 
-    def matches(self, patterns: Collection[str]) -> bool:
-        names = (self.name, "/".join(self.path), "/".join(self.path[1:]), "/".join(self.path[:-1]))
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
+    def matches(self, pattern: str) -> bool:
+        """Whether a pattern, with *, ? and [...], fits the layer's name or the path of its parameter."""
+        suffix = self.name[self.name.index(":") :] if self.is_grid else ""
+        paths = ("/".join(part) for part in (self.path, self.path[1:], self.path[:-1]))
+        names = [self.name, *(path + suffix for path in paths)]
+        return pattern in names or any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-def scored_layers(
-    graph: ChannelGraph, scores: Any, leave: Collection[str] = ()
-) -> tuple[list[ScoredLayer], np.ndarray]:
+def scored_layers(graph: ChannelGraph, scores: Any) -> tuple[list[ScoredLayer], np.ndarray]:
     """The layers that have scores, in network order, and the score of each unit, -inf for those without one.
 
     Raises:
-      InputError: the scores fit no parameter or hold NaN, or a pattern of `leave` fits no layer.
+      InputError: the scores fit no parameter or hold NaN.
     """
     if hasattr(scores, "shape"):
         layers, score = all_layers(graph), _unit_scores(graph, np.asarray(scores, np.float64))
     else:
         layers, score = _tree_scores(graph, scores)
-    for pattern in leave:
-        if not any(layer.matches([pattern]) for layer in layers):
-            names = ", ".join(layer.name for layer in layers)
-            raise InputError(f"There is no layer {pattern} to leave alone; the layers are {names}.")
     below, above = graph.below
     cells = ~graph.choosable[below]
     while True:  # what an element of a grid is worth, its row and its column are worth
         before = score.copy()
         np.maximum.at(score, above[cells], before[below[cells]])
         if (score == before).all():
-            return layers, score
+            return _with_grids(graph, layers), score
+
+
+def matching(layers: Sequence[ScoredLayer], patterns: Collection[str]) -> list[ScoredLayer]:
+    """The layers that any of the patterns fits.
+
+    Raises:
+      InputError: a pattern fits none; the message has the nearest names.
+    """
+    for pattern in patterns:
+        if not any(layer.matches(pattern) for layer in layers):
+            names = [layer.name for layer in layers]
+            near = difflib.get_close_matches(pattern, names, 4, 0.3) or names[:4]
+            known = f"the layers are {', '.join(names)}" if len(names) <= 4 else f"the nearest are {', '.join(near)}"
+            raise InputError(f"There is no layer {pattern}; {known}.")
+    return [layer for layer in layers if any(layer.matches(pattern) for pattern in patterns)]
+
+
+def _with_grids(graph: ChannelGraph, layers: list[ScoredLayer]) -> list[ScoredLayer]:
+    """Behind each layer of elements of a grid, its rows and columns, such as `attention/query:4x-` for four heads."""
+    below, above = graph.below
+    cells = ~graph.choosable[below]
+    if not cells.any():
+        return layers
+    group, found, seen = groups(graph), [], set()
+    order = np.argsort(below[cells], kind="stable")
+    cell, factor = below[cells][order], above[cells][order]
+
+    def add(layer: ScoredLayer) -> None:
+        found.append(layer)
+        start, end = np.searchsorted(cell, layer.units[0]), np.searchsorted(cell, layer.units[0], "right")
+        numbers = sorted(group[factor[start:end]].tolist(), key=lambda number: -graph.places[group == number][0])
+        members = [np.flatnonzero(group == number) for number in numbers]
+        for at, (number, units) in enumerate(zip(numbers, members, strict=True)):
+            if number not in seen:
+                seen.add(number)
+                shape = "x".join(str(len(units)) if k == at else "-" for k in range(len(numbers)))
+                add(ScoredLayer(f"{layer.name}:{shape}", layer.path, units, is_grid=True))
+
+    for layer in layers:
+        add(layer)
+    return found
 
 
 def _unit_scores(graph: ChannelGraph, scores: np.ndarray) -> np.ndarray:
@@ -56,7 +98,8 @@ def _unit_scores(graph: ChannelGraph, scores: np.ndarray) -> np.ndarray:
         shape = f"The scores have shape {scores.shape} and the graph has {graph.num_units} units"
         raise InputError(f"{shape}; give (num_units + 1,) numbers, of which the first is ignored.")
     if np.isnan(scores[1:]).any():
-        raise InputError("The scores hold NaN; the network has diverged, take an earlier checkpoint.")
+        bad = next(layer.name for layer in all_layers(graph) if np.isnan(scores[layer.units]).any())
+        raise InputError(f"The scores of {bad} hold NaN; the network has diverged, take an earlier checkpoint.")
     return np.where(graph.choosable, scores, -math.inf)
 
 
@@ -90,15 +133,15 @@ def channel_axis(shape: Sequence[int]) -> int | None:
 
 
 def all_layers(graph: ChannelGraph) -> list[ScoredLayer]:
-    """Every axis of a parameter with units that can be cut, of axes with the same units the first."""
-    found, seen = [], set()
-    for number, axes in enumerate(graph.units):
+    """Every axis of a parameter with units that can be cut, of axes with the same units the first that is trained."""
+    found: dict[bytes, tuple[int, int]] = {}
+    untrained = [not trained for trained in graph.trained or [True] * len(graph.units)]
+    for number in np.argsort(untrained, kind="stable").tolist():
+        axes = graph.units[number]
         for axis in reversed(range(len(axes))):
-            key = axes[axis].tobytes()
-            if key not in seen and (axes[axis] > 0).any():
-                seen.add(key)
-                found.append((number, axis))
-    return _named(graph, found)
+            if (axes[axis] > 0).any():
+                found.setdefault(axes[axis].tobytes(), (number, axis))
+    return _named(graph, sorted(found.values()))
 
 
 def _named(graph: ChannelGraph, found: list[tuple[int, int]]) -> list[ScoredLayer]:

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxslim.core.graph import ChannelGraph, program
+from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.narrowing import NARROW_RULES
 from jaxslim.core.paths import leaf_paths
 from jaxslim.core.plan import Plan
+from jaxslim.core.programs import program
 from jaxslim.core.replay import Program
 from jaxslim.core.rules import RULES
 from jaxslim.errors import InputError

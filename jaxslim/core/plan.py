@@ -1,15 +1,16 @@
 """Which channels go: scores of all layers, one threshold, and what every layer has to keep."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxslim.core.choice import Choice, Limits
 from jaxslim.core.graph import ChannelGraph
-from jaxslim.core.layers import ScoredLayer, all_layers, scored_layers
+from jaxslim.core.layers import scored_layers
 from jaxslim.core.printing import columns
+from jaxslim.core.targets import by_cost, by_latency, by_ratio, by_threshold
 from jaxslim.errors import InputError
 
 
@@ -25,6 +26,22 @@ class Layer(NamedTuple):
     """Whether channels stay only because the layer had to keep some."""
 
 
+class Target(NamedTuple):
+    """A cost that decided how many channels go."""
+
+    name: str
+    """macs, params or latency."""
+    wanted: float | str
+    """Share that was to be left, or a time."""
+    reached: float
+    """Share that is left, or seconds."""
+
+    def __str__(self) -> str:
+        if isinstance(self.wanted, str):
+            return f"{self.name}: {self.reached * 1e3:.3g} ms, {self.wanted} wanted"
+        return f"{self.name}: {self.reached:.2%} left, {self.wanted:.2%} wanted"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Plan:
     """Which units survive."""
@@ -32,11 +49,13 @@ class Plan:
     keep: np.ndarray
     """bool (num_units + 1,), indexed by unit; unit 0, everything fixed, is true."""
     requested: float | None = None
-    """Share of the prunable units that was to go; None where a threshold decided."""
+    """Share of the prunable units that was to go; None where something else decided."""
     achieved: float = 0.0
     """Share of the prunable units that goes."""
     layers: tuple[Layer, ...] = ()
     """The scored layers in network order."""
+    target: Target | None = None
+    """The cost that decided, if one did."""
 
     @property
     def protected(self) -> tuple[str, ...]:
@@ -46,7 +65,8 @@ class Plan:
     def __repr__(self) -> str:
         stay, units = np.count_nonzero(self.keep[1:]), len(self.keep) - 1
         requested = "" if self.requested is None else f", {self.requested:.2%} requested"
-        return f"Plan({stay} of {units} units stay; {self.achieved:.2%} of the scored units are cut{requested})"
+        target = f"; {self.target}" if self.target else ""
+        return f"Plan({stay} of {units} units stay; {self.achieved:.2%} of the scored units are cut{requested}{target})"
 
     def __str__(self) -> str:
         rows = [(name, f"{old} -> {new}", "protected" if saved else "") for name, old, new, saved in self.layers]
@@ -56,82 +76,90 @@ class Plan:
 def plan(
     graph: ChannelGraph,
     scores: Any,
-    ratio: float | None,
+    ratio: float | None = None,
     min_channels: int = 1,
     *,
     threshold: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    latency: float | str | None = None,
+    measure: Callable[["Plan"], float] | None = None,
+    scope: Literal["global", "layer", "alike"] = "global",
+    ratios: Mapping[str, float] | None = None,
     max_layer_ratio: float = 1.0,
     multiple_of: int = 1,
     leave: Collection[str] = (),
 ) -> Plan:
-    """Choose the units to cut by one threshold over the scores of all layers (Liu et al., ICCV 2017, section 3).
+    """Choose the units to cut: the lowest of the scores of all layers go (Liu et al., ICCV 2017, section 3).
 
-    Only scored units are prunable. A unit with several scores, for example through a residual connection, has the
-    largest of them. The lowest int(units * ratio) go; among equal scores, earlier channels go first. Units below these
-    go too, and count.
+    Only scored units are prunable. How many go, one of `ratio`, `threshold`, `macs`, `params` and `latency` says; with
+    `ratios` none is needed. Among equal scores, earlier channels go first. Units below these go too, and count.
 
     Args:
       graph: of the network.
-      scores: pytree of arrays, each at the path of a parameter: one number for each index of that parameter's last
-        axis, or of the axis a vector lies along (or for each element, of which the largest counts). `bn_scales` makes
-        it. Or an array (num_units + 1,), one number for each unit; entry 0 is ignored.
-      ratio: share of the prunable units to cut, in [0, 1); None with `threshold`.
+      scores: an array (num_units + 1,), one number for each unit, as the functions of `jaxslim.criteria` make; entry 0
+        is ignored, and -inf is no score. Or a pytree of arrays, each at the path of a parameter: one number for each
+        index of that parameter's last axis, or of the axis a vector lies along (or for each element, of which the
+        largest counts). There, a unit with several scores has the largest of them.
+      ratio: share of the prunable units to cut, in [0, 1).
       min_channels: each layer keeps at least its best `min_channels`; others go in their place.
       threshold: cut every unit with a score up to this, however many they are. The PyTorch reference takes
         `sorted(scores)[int(units * ratio)]`, which cuts one unit more than `ratio` does, and all ties.
+      macs: cut until at most this share of the multiply-accumulates of the first traced mode stays, in (0, 1). They are
+        those of the cut program; where channels go in large groups, the result lies below.
+      params: the same for the parameters: the collection `params`, or all floats but statistics.
+      latency: the same for the time that `measure` gives: a share of the full network's, or a time such as `"2 ms"`.
+      measure: seconds of one call of the network that a plan leaves; called for some plans. Needed with `latency`.
+      scope: among which units scores compete: `global`, all; `layer`, those of one layer, so that each layer loses the
+        same share; `alike`, those of alike layers (isomorphic pruning, Fang et al., ECCV 2024), whose classes lose the
+        same share each.
+      ratios: for layers that a pattern fits the share that goes, in place of all above; the first pattern decides.
       max_layer_ratio: largest share of a layer that may go; the paper's multi-pass scheme takes 0.5 (section 4.6).
       multiple_of: restore the best cut channels of each layer until it keeps a multiple of this (or everything).
-      leave: names of layers that lose nothing, or patterns such as `encoder/*`; full paths of parameters fit too.
+      leave: names of layers that lose nothing, or patterns such as `encoder/*`; full paths of parameters fit too. Heads
+        and their widths have names of their own, such as `attention/query:4x-` and `attention/query:-x16`.
 
     Returns:
       The `Plan`.
 
     Raises:
-      InputError: arguments out of range, scores that fit no parameter or hold NaN, a pattern in `leave` that fits no
-        layer, a ratio that cannot be met (the message names the largest that can), or nothing that can be cut.
+      InputError: arguments out of range, scores that fit no parameter or hold NaN, a pattern that fits no layer (the
+        message names the nearest), a ratio or target that cannot be met (the message names the nearest that can), or
+        nothing that can be cut.
     """
-    _check_ranges(ratio, threshold, min_channels, max_layer_ratio, multiple_of)
-    layers, score = scored_layers(graph, scores, leave)
-    prunable = np.flatnonzero(graph.choosable & (score > -math.inf))
-    if not len(prunable) and (ratio or threshold):
+    asked = {"ratio": ratio, "threshold": threshold, "macs": macs, "params": params, "latency": latency}
+    goals: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    limits = Limits(min_channels, max_layer_ratio, multiple_of)
+    _check_ranges(goals, limits, measure, ratios or {})
+    layers, score = scored_layers(graph, scores)
+    choice = Choice(graph, layers, score, limits, scope=scope, leave=leave, ratios=ratios or {})
+    (name, value), *_ = [*goals.items(), ("ratio", 0.0)]
+    if not len(choice.prunable) and value:
         raise InputError(f"Nothing can be cut: {why_nothing(graph)}.")
-    worst_first = prunable[np.argsort(score[prunable], kind="stable")]
-    own_rank = np.full(len(score), math.inf)
-    own_rank[worst_first] = np.arange(len(worst_first))
-    rank = _going(graph, own_rank)
-
-    left = {layer.name for layer in layers if layer.matches(leave)}
-    safe = _safe(graph, layers, rank, min_channels, max_layer_ratio, left)
-    can_go = worst_first[~safe[worst_first]]
-    if ratio is None:
-        wanted = worst_first[score[worst_first] <= threshold]
-        gone = wanted[~safe[wanted]]
+    if name == "ratio":
+        answer = by_ratio(choice, value)
+    elif name == "threshold":
+        answer = by_threshold(choice, value)
+    elif name == "latency":
+        answer = by_latency(choice, value, lambda keep: measure(Plan(keep=keep)))  # type: ignore[misc]
     else:
-        wanted = worst_first[: math.floor(len(worst_first) * ratio + 1e-9)]
+        answer = by_cost(choice, name, value)
 
-        def count(n: int) -> int:
-            return int(np.count_nonzero(~_alive(graph, can_go[:n])[prunable]))
-
-        if (most := count(len(can_go))) < len(wanted):
-            share = f", max_layer_ratio={max_layer_ratio}" if max_layer_ratio < 1 else ""
-            largest = math.floor(most / len(worst_first) * 1e4) / 1e4
-            raise InputError(
-                f"A ratio of {ratio} cannot be met: with min_channels={min_channels}{share} and the layers left alone, "
-                f"{most} of {len(worst_first)} channels can go; the largest ratio is {largest}."
-            )
-        gone = can_go[: _fewest(count, len(wanted), len(can_go))]
-
-    keep = _round_up(graph, _alive(graph, gone), layers, rank, multiple_of)
-    saved = np.zeros(len(keep), bool)
-    saved[wanted[safe[wanted]]] = True
-    saved = ~graph.survivors(~saved) & safe
+    keep = choice.keep(answer.number)
+    saved = np.ones(len(keep), bool)
+    saved[answer.wanted[choice.safe[answer.wanted]]] = False
+    saved = ~graph.survivors(saved) & choice.safe & ~choice.spared
     outcome = (
-        Layer(layer.name, len(layer.units), int(keep[layer.units].sum()),
-              layer.name not in left and bool(saved[layer.units].any()))
+        Layer(layer.name, len(layer.units), int(keep[layer.units].sum()), bool(saved[layer.units].any()))
         for layer in layers
-    )  # fmt: skip
-    achieved = np.count_nonzero(~keep[prunable]) / max(len(prunable), 1)
-    return Plan(keep=keep, requested=ratio, achieved=achieved, layers=tuple(outcome))
+    )
+    return Plan(
+        keep=keep,
+        requested=ratio,
+        achieved=np.count_nonzero(~keep[choice.prunable]) / max(len(choice.prunable), 1),
+        layers=tuple(outcome),
+        target=None if answer.reached is None else Target(name, value, answer.reached),
+    )
 
 
 def why_nothing(graph: ChannelGraph) -> str:
@@ -141,103 +169,24 @@ def why_nothing(graph: ChannelGraph) -> str:
     return f"{graph.num_units} units, and what is scored stays ({shown})"
 
 
-def _alive(graph: ChannelGraph, gone: np.ndarray) -> np.ndarray:
-    keep = np.ones(graph.num_units + 1, bool)
-    keep[gone] = False
-    return graph.survivors(keep)
-
-
-def _fewest(count: Callable[[int], int], wanted: int, most: int) -> int:
-    """The smallest n with `count(n)` of at least `wanted`, if `count` does not fall."""
-    low, high = 0, min(wanted, most)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if count(middle) >= wanted else (middle + 1, high)
-    return low
-
-
-def _check_ranges(
-    ratio: float | None, threshold: float | None, min_channels: int, max_layer_ratio: float, multiple_of: int
-) -> None:
-    if (ratio is None) == (threshold is None):
-        raise InputError("Give either a ratio or a threshold, for example a ratio of 0.7.")
-    for name, value, fits, advice in (
-        ("The ratio", ratio, 0 <= (ratio or 0) < 1, "lie in [0, 1): 0.7 cuts 70 % of the channels"),
-        ("The threshold", threshold, (threshold or 0) >= 0, "be a number of at least 0, for example 0.01"),
-        ("max_layer_ratio", max_layer_ratio, 0 < max_layer_ratio <= 1, "be a share in (0, 1], for example 0.5"),
-        ("min_channels", min_channels, min_channels >= 1, "be at least 1"),
-        ("multiple_of", multiple_of, multiple_of >= 1, "be at least 1"),
-    ):
-        if not fits:
-            raise InputError(f"{name} is {value}; it must {advice}.")
-
-
-def _going(graph: ChannelGraph, own_rank: np.ndarray) -> np.ndarray:
-    """When each unit goes: by itself, with a unit above, or as a stream with the last unit below."""
-    below, above = graph.below
-    rank = own_rank
-    while True:
-        before, rank = rank, rank.copy()
-        np.minimum.at(rank, below, before[above])
-        last = np.full(len(rank), -math.inf)
-        np.maximum.at(last, above, rank[below])
-        rank = np.where(graph.closed, np.minimum(rank, last), rank)
-        rank[0] = math.inf
-        if (rank == before).all():
-            return rank
-
-
-def _safe(
-    graph: ChannelGraph,
-    layers: list[ScoredLayer],
-    rank: np.ndarray,
-    min_channels: int,
-    max_layer_ratio: float,
-    left: Collection[str],
-) -> np.ndarray:
-    """bool (num_units + 1,): units that stay, since each layer keeps its best and the layers `left` keep all."""
-    safe = np.zeros(len(rank), bool)
-    safe[0] = True
-    for layer in layers:
-        units = layer.units
-        least = max(min_channels, len(units) - math.floor(len(units) * max_layer_ratio + 1e-9))
-        safe[units if layer.name in left else _best_first(units, rank)[:least]] = True
-    for layer in all_layers(graph):  # no axis loses everything
-        if not safe[layer.units].any():
-            safe[_best_first(layer.units, rank)[:1]] = True
-    return _with_support(graph, safe, rank)
-
-
-def _with_support(graph: ChannelGraph, stay: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """`stay` with what has to stay beside: units above, and for a stream the best unit below."""
-    below, above = graph.below
-    while True:
-        before, stay = stay, stay.copy()
-        stay[above[before[below]]] = True
-        alone = stay & graph.closed
-        alone[above[stay[below]]] = False
-        for unit in np.flatnonzero(alone):
-            stay[_best_first(below[above == unit], rank)[:1]] = True
-        if (stay == before).all():
-            return stay
-
-
-def _round_up(
-    graph: ChannelGraph, keep: np.ndarray, layers: list[ScoredLayer], rank: np.ndarray, multiple_of: int
-) -> np.ndarray:
-    """Restore the best cut units until every layer keeps a multiple; tied layers may take several rounds."""
-    changed = multiple_of > 1
-    while changed:
-        changed = False
-        for layer in layers:
-            for unit in _best_first(layer.units, rank):
-                if int(keep[layer.units].sum()) % multiple_of == 0:
-                    break
-                if not keep[unit]:
-                    keep[unit] = changed = True
-                    keep = graph.survivors(_with_support(graph, keep, rank))
-    return keep
-
-
-def _best_first(units: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    return units[np.argsort(-rank[units], kind="stable")]
+def _check_ranges(goals: Mapping[str, Any], limits: Limits, measure: Any, ratios: Mapping[str, float]) -> None:
+    if len(goals) > 1 or not (goals or ratios):
+        names = f", not {' and '.join(goals)} together" if goals else ""
+        raise InputError(f"Give one of ratio, threshold, macs, params and latency{names}, for example a ratio of 0.7.")
+    share = "be a share in (0, 1): 0.5 leaves half"
+    checks = {
+        "ratio": (lambda value: 0 <= value < 1, "lie in [0, 1): 0.7 cuts 70 % of the channels"),
+        "threshold": (lambda value: value >= 0, "be a number of at least 0, for example 0.01"),
+        "macs": (lambda value: 0 < value < 1, share),
+        "params": (lambda value: 0 < value < 1, share),
+        "latency": (lambda value: isinstance(value, str) or 0 < value < 1, f'{share}, or a time such as "2 ms"'),
+        "max_layer_ratio": (lambda value: 0 < value <= 1, "be a share in (0, 1], for example 0.5"),
+        "min_channels": (lambda value: value >= 1, "be at least 1"),
+        "multiple_of": (lambda value: value >= 1, "be at least 1"),
+    }
+    for name, value in {**goals, **limits._asdict()}.items():
+        fits, advice = checks[name]
+        if not fits(value):
+            raise InputError(f"{'The ' * (name in ('ratio', 'threshold'))}{name} is {value}; it must {advice}.")
+    if "latency" in goals and measure is None:
+        raise InputError("latency needs measure, a function of a plan that gives seconds; jaxslim.prune has its own.")

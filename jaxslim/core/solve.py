@@ -36,6 +36,8 @@ class Solution(Classes):
             self._settle_grids()
         self.composite = unique_pairs(self._composite())
         """int (2, n): cells of a grid, each with the class of its index along each factor."""
+        self.places = self._places()
+        """int (classes,): for an index along a factor of a grid the number of the factor, the last is 1; else 0."""
 
     def marked(self, name: str) -> np.ndarray:
         marks = np.zeros(self.num, bool)
@@ -60,6 +62,14 @@ class Solution(Classes):
         while (fresh := inexact[below] & ~inexact[above]).any():
             inexact[above[fresh]] = True
         return inexact
+
+    def _places(self) -> np.ndarray:
+        places = np.zeros(self.num, np.int64)
+        for grid in self._grids:
+            for place, factor in enumerate(grid.factors[::-1], start=1):
+                places[factor] = np.where(places[factor] > 0, np.minimum(places[factor], place), place)
+        places[self.fixed] = 0
+        return places
 
     def _composite(self) -> np.ndarray:
         pairs = [np.stack([g.cells, g.along(k)]) for g in self._grids for k in range(len(g.factors))]

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxslim.core.cut import check_size, mask
-from jaxslim.core.graph import ChannelGraph, program
+from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.paths import leaf_paths
 from jaxslim.core.plan import Plan
+from jaxslim.core.programs import program
 from jaxslim.core.rules.control import inner_program
 from jaxslim.core.walk import interpret
 from jaxslim.errors import InputError

@@ -10,10 +10,11 @@ import numpy as np
 
 from jaxslim.core.cost import count
 from jaxslim.core.cut import cut, mask
-from jaxslim.core.graph import ChannelGraph, trace
+from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.narrow import narrow
 from jaxslim.core.paths import leaf_paths
 from jaxslim.core.plan import Plan, plan
+from jaxslim.core.tracing import trace
 from jaxslim.errors import InputError
 from jaxslim.slim import check
 from jaxslim.slim.absorb import absorb as absorb_constants

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxslim.core.graph import leaf_paths
+from jaxslim.core.paths import leaf_paths
 from jaxslim.errors import InputError
 
 

@@ -1,0 +1,119 @@
+"""How many channels go: as many as a ratio, a threshold or a cost asks for."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxslim.core.choice import Choice
+from jaxslim.core.graph import ChannelGraph
+from jaxslim.errors import InputError
+
+UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+
+
+class Answer(NamedTuple):
+    """How far a choice goes."""
+
+    number: int
+    """Of the units that can go, how many do, worst first."""
+    wanted: np.ndarray
+    """Units that were to go, some of which may have to stay."""
+    reached: float | None = None
+    """Share of a cost that is left, or seconds."""
+
+
+def by_ratio(choice: Choice, ratio: float) -> Answer:
+    """The lowest int(units * ratio); an InputError if so many cannot go."""
+    total, most = len(choice.rest), choice.count(len(choice.can_go))
+    wanted = choice.rest[: math.floor(total * ratio + 1e-9)]
+    if most < len(wanted):
+        largest = math.floor(most / total * 1e4) / 1e4
+        raise InputError(
+            f"A ratio of {ratio} cannot be met: with {choice.limits} and the layers left alone, {most} of {total} "
+            f"channels can go; the largest ratio is {largest}."
+        )
+    number = _fewest(lambda n: choice.count(n) >= len(wanted), min(len(wanted), len(choice.can_go)))
+    return Answer(number, wanted)
+
+
+def by_threshold(choice: Choice, threshold: float) -> Answer:
+    """All with a score up to this."""
+    wanted = choice.rest[choice.score[choice.rest] <= threshold]
+    return Answer(int(np.count_nonzero(~choice.safe[wanted])), wanted)
+
+
+def by_cost(choice: Choice, name: str, share: float) -> Answer:
+    """As few as leave at most a share of the multiply-accumulates or parameters."""
+    graph = choice.graph
+    if name == "macs" and not graph.work:
+        raise InputError("The multiply-accumulates of this network cannot be counted; give params or a ratio.")
+    cost = macs_left if name == "macs" else params_left
+    full = cost(graph, np.ones(graph.num_units + 1, bool))
+
+    def left(n: int) -> float:
+        return cost(graph, choice.keep(n)) / max(full, 1)
+
+    number = _fewest(lambda n: left(n) <= share, len(choice.can_go))
+    if (reached := left(number)) > share:
+        raise InputError(
+            f"{name}={share:g} cannot be met: with {choice.limits} and the layers left alone, the least that can stay "
+            f"is {name}={math.ceil(reached * 1e4) / 1e4:g}."
+        )
+    return Answer(number, choice.rest[:0], reached)
+
+
+def by_latency(choice: Choice, latency: float | str, measure: Callable[[np.ndarray], float]) -> Answer:
+    """As few as leave a call of the network at most so long; `measure(keep)` gives seconds, and is called 8 times."""
+    steps = min(64, len(choice.can_go))
+    numbers = [round(len(choice.can_go) * step / max(steps, 1)) for step in range(steps + 1)]
+    full = measure(choice.keep(0))
+    allowed = seconds(latency) if isinstance(latency, str) else latency * full
+    known = {0: full}
+
+    def left(step: int) -> float:
+        if step not in known:
+            known[step] = measure(choice.keep(numbers[step]))
+        return known[step]
+
+    step = _fewest(lambda step: left(step) <= allowed, steps)
+    if left(step) > allowed:
+        raise InputError(
+            f"latency={latency} cannot be met: the full network takes {full * 1e3:.3g} ms, and with {choice.limits} "
+            f'the smallest {left(step) * 1e3:.3g} ms; give a latency of at least "{left(step) * 1e3:.3g} ms".'
+        )
+    reached = left(step) if isinstance(latency, str) else left(step) / full
+    return Answer(numbers[step], choice.rest[:0], reached)
+
+
+def seconds(text: str) -> float:
+    """A time such as `2 ms` in seconds."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(s|ms|us|µs)\s*", text)
+    if not match or not float(match[1]):
+        raise InputError(f'The latency is {text!r}; give a share such as 0.5, or a time such as "2 ms".')
+    return float(match[1]) * UNITS[match[2]]
+
+
+def macs_left(graph: ChannelGraph, alive: np.ndarray) -> int:
+    """Multiply-accumulates of the cut program on the traced inputs."""
+    return sum(work.left(alive) for work in graph.work or ())
+
+
+def params_left(graph: ChannelGraph, alive: np.ndarray) -> int:
+    """Numbers in the arrays that training adjusts, once cut."""
+    return sum(
+        math.prod(int(np.count_nonzero(alive[units])) for units in axes)
+        for axes, trained in zip(graph.units, graph.trained, strict=True)
+        if trained
+    )
+
+
+def _fewest(enough: Callable[[int], bool], most: int) -> int:
+    """The smallest number up to `most` that is enough, if more is never worse; `most` if none is."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return low
