@@ -17,10 +17,11 @@ from .models import vgg11 as vgg11
 from .models import vgg13 as vgg13
 from .models import vgg16 as vgg16
 from .models import vgg19 as vgg19
+from .slim import criteria as criteria
 from .slim.absorb import absorb as absorb
-from .slim.criteria import bn_scale_mask as bn_scale_mask
-from .slim.criteria import bn_scales as bn_scales
-from .slim.criteria import magnitude as magnitude
+from .slim.criteria.scales import bn_scale_mask as bn_scale_mask
+from .slim.criteria.scales import bn_scales as bn_scales
+from .slim.latency import latency as latency
 from .slim.prune import Pruned as Pruned
 from .slim.prune import Report as Report
 from .slim.prune import prune as prune

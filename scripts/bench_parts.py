@@ -17,7 +17,7 @@ import numpy as np
 import jaxslim
 from jaxslim import VGG, count, ops
 from jaxslim.data import Dataset
-from jaxslim.slim.criteria import bn_scale_mask
+from jaxslim.slim.criteria.scales import bn_scale_mask
 from jaxslim.storage.checkpoint import Loaded
 from jaxslim.training.config import RATIOS, TrainConfig
 from jaxslim.training.evaluation import evaluator

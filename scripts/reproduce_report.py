@@ -14,7 +14,7 @@ from jaxslim.experiments.hardware import machine
 from jaxslim.experiments.stages import Outcome
 from jaxslim.models import WIDTHS, architecture, build
 from jaxslim.reporting.report import PipelineRow, Report, SweepRow, Table
-from jaxslim.slim.criteria import scale_values
+from jaxslim.slim.criteria.scales import scale_values
 from jaxslim.storage import checkpoint
 from jaxslim.training.config import RATIOS, TrainConfig
 

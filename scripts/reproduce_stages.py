@@ -12,7 +12,7 @@ from jaxslim.experiments.cutting import accuracies, cut_once
 from jaxslim.experiments.stages import Stage
 from jaxslim.experiments.sweep import sweep
 from jaxslim.models import architecture
-from jaxslim.slim.criteria import scale_values
+from jaxslim.slim.criteria.scales import scale_values
 from jaxslim.storage import checkpoint
 from jaxslim.training import loop
 from jaxslim.training.config import RATIOS, TrainConfig

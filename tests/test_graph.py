@@ -326,6 +326,8 @@ def assert_same_graph(one: jaxslim.ChannelGraph, other: jaxslim.ChannelGraph) ->
     """But for what stops axes of length 1, which lie along the batch here or there."""
     for field in dataclasses.fields(one):
         mine, theirs = (getattr(graph, field.name) for graph in (one, other))
+        if field.name == "work":  # the multiply-accumulates are those of the batch
+            mine, theirs = ([work.axes for work in graph.work or ()] for graph in (one, other))
         assert field.name == "stops" or jax.tree.all(jax.tree.map(np.array_equal, mine, theirs))
     assert one.opaque == other.opaque
 
@@ -340,13 +342,35 @@ def test_print_shows_the_units_of_each_axis() -> None:
     assert repr([graph]) == "[ChannelGraph(3 arrays, 12 units, 12 exact)]"
     assert str(graph).splitlines() == [
         "ChannelGraph(3 arrays, 12 units, 12 exact)",
-        "array  shape    units of each axis, 0 is fixed",
-        "a      (2, 12)  0 1-12",
-        "scale  (12,)    1-12",
-        "b      (12, 1)  1-12 0",
+        "array  shape    units of each axis, 0 is fixed  exact  fixed by",
+        "a      (2, 12)  0 1-12                          all    axis 0: input 0",
+        "scale  (12,)    1-12                            all",
+        "b      (12, 1)  1-12 0                          all    axis 1: output",
     ]
     graph = jaxslim.trace(lambda w, x: jnp.sort(apply(w, x) * x[:, :1] @ w["b"].T), weights, np.ones((1, 2)))
     assert repr(graph) == "ChannelGraph(3 arrays, 0 units, 0 exact, opaque: sort along the channels)"
+
+
+def test_explain_says_what_goes_along_and_what_holds() -> None:
+    def apply(w: Any, x: Any) -> Any:
+        h = jnp.tanh(x @ w["enc"]["a"]) * w["scale"][None]
+        return jnp.sort(h @ w["b"], axis=-1) @ w["c"]
+
+    weights = {"enc": {"a": np.ones((2, 3))}, "scale": np.ones(3), "b": np.ones((3, 4)), "c": np.ones((4, 1))}
+    graph = jaxslim.trace(apply, weights, np.ones((1, 2)))
+    assert graph.explain("a").splitlines() == [
+        "enc/a (2, 3)",
+        "axis 0: 0 of 2 indices can go",
+        "  held by input 0",
+        "axis 1: 3 of 3 indices can go",
+        "  cutting is exact",
+        "  with axis 0 of scale",
+        "  with axis 0 of b",
+    ]
+    lines = graph.explain("b").splitlines()
+    assert lines[4:6] == ["axis 1: 0 of 4 indices can go", f"  held by sort along the channels at {line_of(apply, 2)}"]
+    with pytest.raises(jaxslim.InputError, match="There is no array enc/c; the nearest are enc/a"):
+        graph.explain("enc/c")
 
 
 def test_print_leaves_out_the_middle_and_scattered_units() -> None:
@@ -357,9 +381,12 @@ def test_print_leaves_out_the_middle_and_scattered_units() -> None:
 
     lines = str(trace_of(apply, *[(3, 3)] * 60)).splitlines()
     assert len(lines) == 27
-    assert lines[2] == "0      (3, 3)  0 1-3"
-    assert lines[13:16] == ["11     (3, 3)  31-33 34-36", "... 36 more ...", "48     (3, 3)  142-144 145-147"]
-    assert lines[-1] == "59     (3, 3)  175-177 0"
+    fields = [line.split() for line in lines]
+    assert fields[2] == ["0", "(3,", "3)", "0", "1-3", "all", "axis", "0:", "input", "0"]
+    assert fields[13] == ["11", "(3,", "3)", "31-33", "34-36", "all"]
+    assert lines[14] == "... 36 more ..."
+    assert fields[15] == ["48", "(3,", "3)", "142-144", "145-147", "all"]
+    assert fields[-1] == ["59", "(3,", "3)", "175-177", "0", "all", "axis", "1:", "output"]
     assert unit_ranges(np.array([5, 4, 4, 9, 1, 2, 0])) == "0-2,4-5,9"
     assert unit_ranges(np.array([0, 2, 4, 6, 4])) == "3 units"
     assert unit_ranges(np.zeros(0, int)) == "none"

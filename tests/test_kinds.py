@@ -19,7 +19,6 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import jaxslim
-from jaxslim.slim.criteria import magnitude
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
 REASON = "belongs to the optional extra `zoo`"
@@ -637,36 +636,6 @@ def test_keras(relaxed: None) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is scored, checked and refused
-
-
-def test_magnitude_by_hand() -> None:
-    """Two units: a row of `b`, a column of `a` and a number of `bias` go with each."""
-    variables = {
-        "a": np.array([[3.0, 0.0], [4.0, 1.0], [0.0, 0.0]]),
-        "b": np.array([[1.0, 2.0], [0.0, 0.0]]),
-        "bias": np.array([1.0, 2.0]),
-    }
-    graph = jaxslim.trace(lambda v, x: jax.nn.relu(x @ v["a"] + v["bias"][None]) @ v["b"], variables, np.ones((1, 3)))
-    scores = magnitude(graph, variables)
-    first, second = graph.units[graph.find(("bias",))][0]
-    assert scores[0] == 0
-    assert scores[first] == pytest.approx(np.sqrt((9 + 16 + 1 + 4 + 1) / 6))
-    assert scores[second] == pytest.approx(np.sqrt((1 + 4) / 6))
-
-
-def test_magnitude_counts_what_goes_along() -> None:
-    """Heads and widths of heads are units, and the elements of the projections belong to one of each."""
-
-    def apply(variables: Any, x: Any) -> Any:
-        heads = (x @ variables["a"]).reshape(len(x), 2, 3)
-        return jnp.einsum("bhd,hd->b", jnp.tanh(heads), variables["b"])[:, None] * jnp.ones((1, 2))
-
-    variables = {"a": np.array([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]), "b": np.zeros((2, 3))}
-    graph = jaxslim.trace(apply, variables, np.ones((4, 1)))
-    scores = magnitude(graph, variables)
-    heads, widths = (np.unique(graph.units[graph.find(("b",))][axis]) for axis in (0, 1))
-    np.testing.assert_allclose(scores[heads], np.sqrt([14 / 6, 77 / 6]), rtol=1e-6)
-    np.testing.assert_allclose(scores[widths], np.sqrt([17 / 4, 29 / 4, 45 / 4]), rtol=1e-6)
 
 
 def test_the_smallest_weights_go_where_there_is_no_batch_norm() -> None:

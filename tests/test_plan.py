@@ -108,9 +108,9 @@ def test_print_shows_what_each_layer_loses() -> None:
     assert repr([plan]) == "[Plan(4 of 7 units stay; 42.86% of the scored units are cut, 42.86% requested)]"
     assert str(plan).splitlines() == [
         "Plan(4 of 7 units stay; 42.86% of the scored units are cut, 42.86% requested)",
-        "layer  channels",
-        "l0     3 -> 1    protected",
-        "l1     4 -> 3",
+        "layer  channels  after  cut",
+        "l0            3      1  67%  protected",
+        "l1            4      3  25%",
     ]
     assert repr(plan_of(HAND, None, threshold=0.1)) == "Plan(5 of 7 units stay; 28.57% of the scored units are cut)"
     layers = tuple(Layer(f"layer{i}", 9, 9, False) for i in range(99))

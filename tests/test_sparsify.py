@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import jaxslim
-from jaxslim.slim.criteria import scale_values
+from jaxslim.slim.criteria.scales import scale_values
 
 
 class Normed(nn.Module):

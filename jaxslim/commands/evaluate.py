@@ -23,10 +23,11 @@ def main(argv: list[str]) -> None:
     if options.batch_size < 1:
         raise InputError(f"batch_size is {options.batch_size}; it must be at least 1.")
     import jax
+    import jax.numpy as jnp
 
     from jaxslim import models
     from jaxslim.core.cost import count
-    from jaxslim.experiments.hardware import latency
+    from jaxslim.slim.latency import latency
     from jaxslim.storage import checkpoint
     from jaxslim.storage.integrity import digest
     from jaxslim.training.evaluation import evaluator
@@ -54,5 +55,5 @@ def main(argv: list[str]) -> None:
     for name, value in found.items():
         print(f"{name:11} {value}")
     for number, what in ((1, "1 image"), (64, "64 images")):
-        seconds = latency(module, variables, (number, *shape))
+        seconds = latency(module.apply, variables, jnp.zeros((number, *shape)))
         print(f"latency     {seconds * 1e3:.2f} ms for {what} (median of 20, {device})")

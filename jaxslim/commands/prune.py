@@ -62,15 +62,7 @@ def main(argv: list[str]) -> None:
 
 def show(pruned: Any, meta: dict[str, Any]) -> None:
     """Print what `save_cut` did: layers, size, and the check."""
-    from rich.console import Console
-    from rich.table import Column, Table
-    from rich.text import Text
-
-    table = Table("layer", *(Column(name, justify="right") for name in ("channels", "after", "cut")), "protected")
-    for layer in pruned.plan.layers:
-        numbers = (str(layer.before), str(layer.after), f"{1 - layer.after / layer.before:.0%}")
-        table.add_row(Text(layer.name), *numbers, "yes" * layer.protected)  # a plain string may hold rich's markup
-    Console().print(table)
+    print(pruned.plan.table())
     full, small, check = meta["full_cost"], meta["cost"], meta["check"]
     requested = "by threshold" if meta["plan"]["requested"] is None else f"requested {meta['plan']['requested']:.2%}"
     agreed = f"logits within {check['logits_difference']:.1e} of the full network's with those channels at zero"

@@ -1,5 +1,6 @@
 """Which channels live and die together: the units of a traced network."""
 
+import difflib
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -8,6 +9,10 @@ import numpy as np
 
 from jaxslim.core.paths import Path, Paths
 from jaxslim.core.printing import columns, unit_ranges
+from jaxslim.errors import InputError
+
+MOST_BESIDE = 8
+"""Axes that `explain` names one by one."""
 
 
 class Stop(NamedTuple):
@@ -118,8 +123,65 @@ class ChannelGraph:
         return f"ChannelGraph({len(self.paths)} arrays, {self.num_units} units, {exact} exact{opaque})"
 
     def __str__(self) -> str:
-        rows = [
-            ("/".join(path), str(shape), " ".join(map(unit_ranges, axes)))
-            for path, shape, axes in zip(self.paths, self.shapes, self.units, strict=True)
-        ]
-        return f"{self!r}\n" + columns(("array", "shape", "units of each axis, 0 is fixed"), rows)
+        rows = []
+        for number, (path, shape, axes) in enumerate(zip(self.paths, self.shapes, self.units, strict=True)):
+            stops = [stop for stop in self._stops_of(number) if not stop.cause.endswith("window")]
+            held = [f"axis {stop.axis}: {stop.cause}" for stop in stops]
+            units = np.unique(np.concatenate([np.zeros(1, np.int64), *axes]))[1:]
+            exact = np.count_nonzero(self.exact[units])
+            share = "all" if exact == len(units) else f"{exact} of {len(units)}"
+            names = "/".join(path), str(shape), " ".join(map(unit_ranges, axes))
+            rows.append((*names, share if len(units) else "", "; ".join(held)))
+        header = ("array", "shape", "units of each axis, 0 is fixed", "exact", "fixed by")
+        return f"{self!r}\n" + columns(header, rows)
+
+    def explain(self, path: str) -> str:
+        """What can go of an array, what goes along, and what holds the rest, as text.
+
+        Args:
+          path: of the array, with `/` between its parts, with its collection or without.
+
+        Raises:
+          InputError: no traced array has this path; the message names the nearest.
+        """
+        number = self.find(tuple(path.split("/")))
+        if number is None:
+            names = ["/".join(known) for known in self.paths]
+            near = difflib.get_close_matches(path, names, 3, 0.3) or names[:3]
+            raise InputError(f"There is no array {path}; the nearest are {', '.join(near)}.")
+        lines = [f"{'/'.join(self.paths[number])} {self.shapes[number]}"]
+        for axis, units in enumerate(self.units[number]):
+            own = np.unique(units[units > 0])
+            lines.append(f"axis {axis}: {np.count_nonzero(units)} of {len(units)} indices can go")
+            if len(own):
+                inexact = np.count_nonzero(~self.exact[own])
+                lines.append(f"  {f'{inexact} of {len(own)} units are inexact' if inexact else 'cutting is exact'}")
+                if not self.choosable[own].all():
+                    lines.append("  an element goes with its row or its column, such as a head or a width of all heads")
+                lines += [f"  with {place}" for place in self._beside(number, axis, own)]
+            lines += [
+                f"  held by {stop.cause}" + (f" at {stop.source}" if stop.source else "")
+                for stop in self._stops_of(number)
+                if stop.axis == axis
+            ]
+        return "\n".join(lines)
+
+    def _beside(self, number: int, axis: int, units: np.ndarray) -> list[str]:
+        """The axes of other arrays on which some of the units stand."""
+        found = []
+        for other, axes in enumerate(self.units):
+            for k, there in enumerate(axes):
+                if (other, k) != (number, axis) and (shared := np.isin(units, there).sum()):
+                    part = "" if shared == len(units) else f", {shared} of the {len(units)} units"
+                    found.append(f"axis {k} of {'/'.join(self.paths[other])}{part}")
+        return found if len(found) <= MOST_BESIDE else [*found[:MOST_BESIDE], f"{len(found) - MOST_BESIDE} more axes"]
+
+    def _stops_of(self, number: int) -> list[Stop]:
+        return self._stops_by_path.get(self.paths[number], [])
+
+    @cached_property
+    def _stops_by_path(self) -> dict[Path, list[Stop]]:
+        found: dict[Path, list[Stop]] = {}
+        for stop in self.stops:
+            found.setdefault(stop.path, []).append(stop)
+        return found

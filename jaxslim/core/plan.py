@@ -9,7 +9,7 @@ import numpy as np
 from jaxslim.core.choice import Choice, Limits
 from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.layers import scored_layers
-from jaxslim.core.printing import columns
+from jaxslim.core.printing import MOST_ROWS, columns
 from jaxslim.core.targets import by_cost, by_latency, by_ratio, by_threshold
 from jaxslim.errors import InputError
 
@@ -69,8 +69,15 @@ class Plan:
         return f"Plan({stay} of {units} units stay; {self.achieved:.2%} of the scored units are cut{requested}{target})"
 
     def __str__(self) -> str:
-        rows = [(name, f"{old} -> {new}", "protected" if saved else "") for name, old, new, saved in self.layers]
-        return f"{self!r}\n" + columns(("layer", "channels", ""), rows)
+        return f"{self!r}\n{self.table(MOST_ROWS)}"
+
+    def table(self, most: int | None = None) -> str:
+        """What each layer keeps, as text; of more than `most` layers the middle is left out."""
+        rows = [
+            (name, str(old), str(new), f"{1 - new / old:.0%}", "protected" if saved else "")
+            for name, old, new, saved in self.layers
+        ]
+        return columns(("layer", "channels", "after", "cut", ""), rows, most)
 
 
 def plan(

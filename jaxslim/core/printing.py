@@ -8,16 +8,25 @@ MOST_ROWS = 24
 MOST_RANGES = 3
 
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns; where there are many rows, the middle is left out and counted."""
-    half = MOST_ROWS // 2
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]], most: int | None = MOST_ROWS) -> str:
+    """Aligned columns, those of numbers to the right; of more than `most` rows the middle is left out and counted."""
+    half = len(rows) if most is None else most // 2
     left_out = len(rows) - 2 * half
     shown = [*rows[:half], *rows[-half:]] if left_out > 0 else rows
-    widths = [max(map(len, column)) for column in zip(header, *shown, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, *shown)]
+    cells = list(zip(header, *shown, strict=True))
+    adjust = [str.rjust if all(map(_is_number, column[1:])) else str.ljust for column in cells]
+    widths = [max(map(len, column)) for column in cells]
+    lines = [
+        "  ".join(own(cell, width) for own, cell, width in zip(adjust, row, widths, strict=True)).rstrip()
+        for row in (header, *shown)
+    ]
     if left_out > 0:
         lines.insert(1 + half, f"... {left_out} more ...")
     return "\n".join(lines)
+
+
+def _is_number(text: str) -> bool:
+    return text.rstrip("%").isdecimal()
 
 
 def unit_ranges(units: np.ndarray) -> str:

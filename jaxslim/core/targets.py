@@ -49,7 +49,8 @@ def by_cost(choice: Choice, name: str, share: float) -> Answer:
     """As few as leave at most a share of the multiply-accumulates or parameters."""
     graph = choice.graph
     if name == "macs" and not graph.work:
-        raise InputError("The multiply-accumulates of this network cannot be counted; give params or a ratio.")
+        why = "it loops as often as its values say, or the graph was loaded"
+        raise InputError(f"The multiply-accumulates of this network are not known ({why}); give params or a ratio.")
     cost = macs_left if name == "macs" else params_left
     full = cost(graph, np.ones(graph.num_units + 1, bool))
 

@@ -1,15 +1,11 @@
-"""The machine that an experiment ran on, and the time that a network takes there."""
+"""The machine that an experiment ran on."""
 
 import contextlib
 import os
 import platform
-import time
 from importlib import metadata
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 
 def machine() -> dict[str, str]:
@@ -24,18 +20,6 @@ def machine() -> dict[str, str]:
 def cores() -> int:
     """How many cores this process may use; the machine may have more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def latency(module: Any, variables: Any, shape: tuple[int, ...], runs: int = 20) -> float:
-    """Median seconds of `runs` forward passes of a Linen module on images of `shape` (n, height, width, channels)."""
-    apply, images = jax.jit(module.apply), jnp.zeros(shape)
-    jax.block_until_ready(apply(variables, images))
-    times = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        jax.block_until_ready(apply(variables, images))
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))
 
 
 def _processor() -> str:

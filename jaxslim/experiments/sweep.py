@@ -17,7 +17,7 @@ from jaxslim.experiments.finetuning import finetuning
 from jaxslim.experiments.hardware import machine
 from jaxslim.reporting.results import Report, SweepRow
 from jaxslim.slim.absorb import absorber
-from jaxslim.slim.criteria import bn_scales, scale_values
+from jaxslim.slim.criteria.scales import bn_scales, scale_values
 from jaxslim.slim.kinds import network
 from jaxslim.slim.prune import Pruned, apply_plan, traced
 from jaxslim.slim.recalibrate import recalibrator

@@ -1,1 +1,3 @@
-"""Slimming: L1 penalties, scores of channels, pruning in one call, and what makes up for the cut."""
+"""What matters, and cutting in one call: criteria, regularisers, absorption, statistics, prune."""
+
+from jaxslim.slim import criteria as criteria

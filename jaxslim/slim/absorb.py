@@ -21,7 +21,7 @@ from jaxslim.core.programs import program
 from jaxslim.core.rules.control import inner_program
 from jaxslim.core.walk import interpret
 from jaxslim.errors import InputError
-from jaxslim.slim.criteria import bn_scale_mask
+from jaxslim.slim.criteria.scales import bn_scale_mask
 
 _RESHAPING = ("broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze")
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,10 +18,11 @@ from jaxslim.core.tracing import trace
 from jaxslim.errors import InputError
 from jaxslim.slim import check
 from jaxslim.slim.absorb import absorb as absorb_constants
-from jaxslim.slim.criteria import magnitude
+from jaxslim.slim.criteria.weights import magnitude
 from jaxslim.slim.kinds import Mode, Network, Plain, network
+from jaxslim.slim.latency import latency
 
-PLAN_OPTIONS = frozenset(inspect.signature(plan).parameters) - {"graph", "scores", "ratio"}
+PLAN_OPTIONS = frozenset(inspect.signature(plan).parameters) - {"graph", "scores", "ratio", "measure"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,17 +105,18 @@ def prune(
     Args:
       model: one of the table.
       variables: as in the table.
-      ratio: share of the channels to cut, in [0, 1); None with `threshold`.
+      ratio: share of the channels to cut, in [0, 1); None with `threshold`, `macs`, `params` or `latency`.
       *inputs: what the model is called with: pytrees of arrays or `ShapeDtypeStruct`s. The check uses the arrays.
       scores: what says which channels matter: as for `plan`, or a function `(graph, variables) -> scores`. By default
-        the |scale| of BatchNorm layers (Liu et al., ICCV 2017), and `magnitude` for a network without any.
+        the |scale| of BatchNorm layers (Liu et al., ICCV 2017), and `criteria.magnitude` for a network without any.
       absorb: first move relu(bias), the constant that a channel outputs, into the layers behind; see `jaxslim.absorb`.
         For models of one input, given as an array, whose variables have `params`.
       selection: whether a norm may read fewer channels than its source keeps for other readers; see `trace`.
       modes: the ways in which the model is used, in place of the above: functions `(variables, *inputs)`, for NNX
         `(model, *inputs)`, for Equinox `(model, *inputs)` or `(model, state, *inputs)`. The first is the one checked.
-      **options: further arguments of `plan` (min_channels, threshold, max_layer_ratio, multiple_of, leave); all others
-        are keyword arguments of the model's call, for example `train=False` or `method="encode"`.
+      **options: further arguments of `plan` (min_channels, threshold, macs, params, latency, scope, ratios,
+        max_layer_ratio, multiple_of, leave); all others are keyword arguments of the model's call, for example
+        `train=False` or `method="encode"`. For `latency` some cut networks are timed on the inputs, on this device.
 
     Returns:
       `Pruned`. Its outputs on `inputs` agree with those of the full model in which all slices of what was cut are zero,
@@ -128,6 +130,8 @@ def prune(
     chosen = {name: options.pop(name) for name in PLAN_OPTIONS & options.keys()}
     model = network(model, variables, inputs, options, modes)
     graph = traced(model, inputs, selection, given=modes is not None)
+    if "latency" in chosen:
+        chosen["measure"] = _timer(model, graph, check.examples(inputs))
     which = plan(graph, _scored(model, graph, scores), ratio, **chosen)
     full = _absorbed(model, graph, which, inputs) if absorb else model.variables
     pruned = apply_plan(model, graph, which, full, inputs)
@@ -161,7 +165,12 @@ def _scored(model: Network, graph: ChannelGraph, scores: Any) -> Any:
     numbers = [graph.find(path) for path, _ in leaf_paths(model.scales)]
     if any(units.any() for number in numbers if number is not None for units in graph.units[number]):
         return model.scales
-    return magnitude(graph, model.trained(model.variables))
+    return magnitude(graph, model.trained(model.variables), normalize="size")
+
+
+def _timer(model: Network, graph: ChannelGraph, inputs: Sequence[Any]) -> Callable[[Plan], float]:
+    """Seconds that one evaluation of a cut network takes."""
+    return lambda which: latency(narrow(model.modes[0], graph, which), cut(graph, model.variables, which), *inputs)
 
 
 def _absorbed(model: Network, graph: ChannelGraph, plan: Plan, inputs: Sequence[Any]) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxslim.core.cut import check_size
 from jaxslim.core.graph import ChannelGraph, Stop
 from jaxslim.core.paths import leaf_paths
-from jaxslim.core.plan import Layer, Plan
+from jaxslim.core.plan import Layer, Plan, Target
 from jaxslim.errors import InputError, first_line
 from jaxslim.files import check_path, write_whole
 from jaxslim.storage.history import damaged, read_meta
@@ -118,6 +118,11 @@ def pack(graph: ChannelGraph, plan: Plan) -> bytes:
         "requested": plan.requested,
         "achieved": float(plan.achieved),
         "layers": plan.layers,
+        "target": plan.target,
+        "scales": graph.scales,
+        "batch_scales": graph.batch_scales,
+        "trained": graph.trained,
+        "places": graph.places.tolist(),
     }
     vectors = {"keep": plan.keep, "exact": graph.exact, "choosable": graph.choosable, "closed": graph.closed}
     flat = np.concatenate([np.zeros(0, int), *(units for axes in graph.units for units in axes)])
@@ -159,10 +164,16 @@ def _graph_and_plan(text: dict[str, Any], arrays: dict[str, np.ndarray]) -> tupl
         below=arrays["below"].astype(np.int64),
         stops=tuple(Stop(tuple(path), *rest) for path, *rest in text["stops"]),
         reads=tuple(text["reads"]),
+        places=np.array(text.get("places", []), np.int64),
+        scales=tuple(text.get("scales", ())),
+        batch_scales=tuple(text.get("batch_scales", ())),
+        trained=tuple(text.get("trained", ())),
         **{name: bits[name] for name in BITS[1:]},
     )
     layers = tuple(Layer(*layer) for layer in text["layers"])
-    return graph, Plan(keep=bits["keep"], requested=text["requested"], achieved=text["achieved"], layers=layers)
+    target = Target(*text["target"]) if text.get("target") else None
+    rest = {name: text[name] for name in ("requested", "achieved")}
+    return graph, Plan(keep=bits["keep"], layers=layers, target=target, **rest)
 
 
 def _split(indices: np.ndarray, shapes: Sequence[Sequence[int]]) -> tuple[tuple[np.ndarray, ...], ...]:

@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxslim import data
 from jaxslim.ops import compiler_options
-from jaxslim.slim.criteria import bn_scale_mask, scale_values
+from jaxslim.slim.criteria.scales import bn_scale_mask, scale_values
 from jaxslim.storage import checkpoint
 from jaxslim.training import feed
 from jaxslim.training.config import TrainConfig

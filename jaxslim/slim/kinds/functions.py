@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxslim.core.narrow import narrow
-from jaxslim.slim.criteria import known_bn_scales
+from jaxslim.slim.criteria.scales import known_bn_scales
 from jaxslim.slim.kinds.network import Mode, Network, opposite, params, switches
 
 

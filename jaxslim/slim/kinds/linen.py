@@ -9,7 +9,7 @@ from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.narrow import narrow
 from jaxslim.core.plan import Plan
 from jaxslim.errors import InputError
-from jaxslim.slim.criteria import known_bn_scales
+from jaxslim.slim.criteria.scales import known_bn_scales
 from jaxslim.slim.kinds.network import Mode, Network, Plain, opposite, params, switches
 
 

@@ -1,4 +1,4 @@
-"""Criteria: what scores the channels of a network, by the scale of BatchNorm or by the size of the weights."""
+"""The scales of BatchNorm layers: the criterion of network slimming, and which parameters these are."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.sparse import coo_array, eye_array
 
 from jaxslim.core.graph import ChannelGraph
+from jaxslim.core.layers import channel_axis
 from jaxslim.core.paths import leaf_paths
 from jaxslim.errors import InputError
+from jaxslim.slim.criteria.units import Reduce, reduced
 
 
 def bn_scale_mask(variables: Mapping[str, Any]) -> Any:
@@ -67,41 +68,34 @@ def known_bn_scales(variables: Any) -> Any:
         return None
 
 
-def magnitude(graph: ChannelGraph, variables: Any) -> np.ndarray:
-    """The size of the weights of each unit: the root of the mean square of all elements that go with it.
+def bn_scale(graph: ChannelGraph, variables: Any, reduce: Reduce = "max") -> np.ndarray:
+    """|scale| of the BatchNorm layers that a unit passes, in whatever framework (Liu et al., ICCV 2017, section 3).
 
-    A kernel counts for the units that come into it and for those that come out. Li et al. (ICLR 2017, section 3.1) rank
-    filters by the sum of their weights' sizes; the mean makes units with different numbers of elements comparable.
+    The trace tells which vectors these are: they multiply channels that the root of another vector, the running
+    variance, has normalised.
 
     Args:
-      graph: of the network.
-      variables: the traced variables, or those among them that are to count, at the same paths. Only floats count.
+      graph: of the network, traced in evaluation, perhaps with further modes.
+      variables: the traced variables, or those among them that hold the scales.
+      reduce: what is made of several scales of a unit.
 
     Returns:
-      (num_units + 1,) scores for `plan`; 0 for unit 0 and for units without elements.
+      (num_units + 1,) scores; -inf for units that pass no BatchNorm, which a plan leaves alone.
+
+    Raises:
+      InputError: the network has no BatchNorm scale whose channels can be cut.
     """
-    sums = np.zeros((graph.num_units + 1, 2))  # of squares, and of elements
+    found = []
     for path, leaf in leaf_paths(variables):
         number = graph.find(path)
-        if number is not None and jnp.issubdtype(leaf.dtype, jnp.inexact):
-            square = np.square(np.abs(np.asarray(leaf)).astype(np.float64))
-            for axis, units in enumerate(graph.units[number]):
-                along = np.moveaxis(square, axis, 0).reshape(len(units), -1)
-                np.add.at(sums, units, np.stack([along.sum(1), np.full(len(units), along.shape[1])], axis=1))
-    sums[0] = 0
-    squares, elements = (_going_along(graph) @ sums).T
-    return np.sqrt(squares / np.maximum(elements, 1))
-
-
-def _going_along(graph: ChannelGraph) -> Any:
-    """(num_units + 1, num_units + 1) sparse: 1 where the unit of the column goes if that of the row goes."""
-    size = graph.num_units + 1
-    below, above = graph.below
-    goes = eye_array(size, dtype=np.int64, format="csr") + coo_array(
-        (np.ones(len(below), np.int64), (above, below)), (size, size)
-    )
-    while True:  # below what is below
-        before, goes = goes.nnz, goes @ goes
-        goes.data[:] = 1
-        if goes.nnz == before:
-            return goes
+        if number is not None and number in graph.batch_scales:
+            axis = channel_axis(graph.shapes[number]) or 0
+            found.append((graph.units[number][axis], np.abs(np.asarray(leaf, np.float64)).reshape(-1)))
+    scored = np.unique(np.concatenate([np.zeros(0, np.int64), *(units for units, _ in found)]))
+    if not scored.any():
+        advice = "trace evaluation first, or take another criterion, such as magnitude"
+        raise InputError(f"The network has no BatchNorm scale whose channels can be cut; {advice}.")
+    scores = np.full(graph.num_units + 1, -np.inf)
+    scores[scored] = reduced(graph, iter(found), reduce, along=False)[scored]
+    scores[0] = 0
+    return scores
