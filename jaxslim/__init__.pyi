@@ -22,6 +22,8 @@ from .slim.absorb import absorb as absorb
 from .slim.criteria.scales import bn_scale_mask as bn_scale_mask
 from .slim.criteria.scales import bn_scales as bn_scales
 from .slim.latency import latency as latency
+from .slim.progressive import Progressive as Progressive
+from .slim.progressive import gradual as gradual
 from .slim.prune import Pruned as Pruned
 from .slim.prune import Report as Report
 from .slim.prune import prune as prune

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from jaxslim import data
 from jaxslim.errors import InputError
 from jaxslim.models import VGG
-from jaxslim.slim.criteria import bn_scale_mask
+from jaxslim.slim.criteria.scales import bn_scale_mask
 from jaxslim.training import feed, loop
 from jaxslim.training.config import TrainConfig
 from jaxslim.training.evaluation import evaluator, training_batches
@@ -233,13 +233,16 @@ def test_one_step_of_the_optimizer_by_hand(decay_scales, method):
 def test_batches_for_recalibration_are_as_in_training():
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
     config = TrainConfig(image_size=8, pad=2, augment=(), batch_size=6)
-    labels = np.zeros(20, np.int32)
+    labels = np.arange(20, dtype=np.int32)
     whole = data.Dataset("random", images, labels, images, labels, ("a",))
     found = training_batches(config, whole, 5)
-    assert [batch.shape for batch in found] == [(6, 8, 8, 3)] * 3
-    seen = np.round((np.concatenate(found) * 0.5 + 0.5) * 255).astype(np.uint8)
-    assert len({image.tobytes() for image in seen} & {image.tobytes() for image in images}) == 18
-    assert not np.array_equal(found[0], training_batches(dataclasses.replace(config, augment=("crop",)), whole, 1)[0])
+    assert [batch.shape for batch, _ in found] == [(6, 8, 8, 3)] * 3
+    seen = np.round((np.concatenate([batch for batch, _ in found]) * 0.5 + 0.5) * 255).astype(np.uint8)
+    named = np.concatenate([own for _, own in found])
+    assert len(set(named.tolist())) == 18
+    np.testing.assert_array_equal(seen, images[named])
+    cropped = training_batches(dataclasses.replace(config, augment=("crop",)), whole, 1)
+    assert not np.array_equal(found[0][0], cropped[0][0])
     assert len(training_batches(dataclasses.replace(config, holdout=0.5), whole, 5)) == 1
     with pytest.raises(InputError, match=r"A batch of 6 is larger than the training set of 5; use a smaller one"):
         training_batches(config, whole._replace(train_images=images[:5]), 1)

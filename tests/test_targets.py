@@ -227,9 +227,9 @@ def test_the_names_of_heads_work_in_leave() -> None:
     scores = criteria.random(graph)
     before = {layer.name: layer.before for layer in jaxslim.plan(graph, scores, 0.0).layers}
     assert before == {"q": 24, "q:4x-": 4, "q:-x6": 6, "o": 4}
-    plan = jaxslim.plan(graph, scores, 0.5, leave=["*:4x-"])
+    plan = jaxslim.plan(graph, scores, 0.3, leave=["*:4x-"])  # of ten units three
     assert {layer.name: layer.after for layer in plan.layers} == {"q": 12, "q:4x-": 4, "q:-x6": 3, "o": 4}
-    plan = jaxslim.plan(graph, scores, 0.4, leave=["q:-x*"])
+    plan = jaxslim.plan(graph, scores, 0.2, leave=["q:-x*"])
     assert {layer.name: layer.after for layer in plan.layers} == {"q": 12, "q:4x-": 2, "q:-x6": 6, "o": 2}
 
 

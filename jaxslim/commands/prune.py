@@ -1,17 +1,20 @@
 """Cut channels out of a checkpoint: `jaxslim prune CHECKPOINT --ratio 0.7 --out FOLDER`."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxslim.commands.arguments import OfCut, data_of, parse
 from jaxslim.commands.cli import command_line, start_jax
 from jaxslim.errors import InputError
 
+Criterion = Literal["bn_scale", "magnitude", "taylor", "fisher", "activation", "geometric_median", "lamp", "random"]
 EXAMPLES = (
     "jaxslim prune runs/digits-sparse --ratio 0.7 --out runs/digits-pruned",
     "jaxslim prune runs/digits-sparse --threshold 0.01 --out runs/digits-pruned",
     "jaxslim prune runs/cifar10-sparse/best --ratio 0.7 --recalibrate 20 --out runs/cut",
+    "jaxslim prune runs/digits-sparse --macs 0.5 --criterion taylor --out runs/half",
 )
 
 
@@ -24,7 +27,19 @@ class Options(OfCut):
     ratio: float | None = None
     """Share of the channels to cut, over all layers together, in [0, 1)."""
     threshold: float | None = None
-    """Cut the channels whose |scale| is at most this, instead of a ratio."""
+    """Cut the channels whose score, by default |scale|, is at most this, instead of a ratio."""
+    macs: float | None = None
+    """Cut until at most this share of the multiply-accumulates is left, instead of a ratio."""
+    params: float | None = None
+    """Cut until at most this share of the parameters is left, instead of a ratio."""
+    latency: str | None = None
+    """Cut until 16 images take at most this on this device, instead of a ratio: a share of the full network's time such
+    as 0.5, or a time such as 2ms."""
+    criterion: Criterion | None = None
+    """What says which channels matter, a function of jaxslim.criteria; by default the scales of BatchNorm, or the
+    magnitude of the weights in a network without."""
+    scope: Literal["global", "layer", "alike"] = "global"
+    """Which channels compete: all of them, those of one layer, or those of alike layers."""
     max_layer_ratio: float = 1.0
     """Largest share of the channels of one layer that may go."""
     multiple_of: int = 1
@@ -45,6 +60,8 @@ def main(argv: list[str]) -> None:
     start_jax()
     chosen = dataclasses.asdict(options)
     path, out, ratio = map(chosen.pop, ("checkpoint", "out", "ratio"))
+    with contextlib.suppress(TypeError, ValueError):  # a time is text
+        chosen["latency"] = float(chosen["latency"])
     data = data_of(chosen)
     out = Path(out).absolute()
     pruned, meta = save_cut(path, out, ratio, data=data, **chosen)
@@ -65,6 +82,7 @@ def show(pruned: Any, meta: dict[str, Any]) -> None:
     print(pruned.plan.table())
     full, small, check = meta["full_cost"], meta["cost"], meta["check"]
     requested = "by threshold" if meta["plan"]["requested"] is None else f"requested {meta['plan']['requested']:.2%}"
+    requested = meta["plan"].get("target", requested)
     agreed = f"logits within {check['logits_difference']:.1e} of the full network's with those channels at zero"
     inexact = "" if check["exact"] else " (inexact units: cutting and zeroing differ)"
     constants = f"absorbed    constants into {meta['absorbed_into']} biases and running means"

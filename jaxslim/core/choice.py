@@ -38,11 +38,14 @@ class Choice:
         scope: str,
         leave: Collection[str],
         ratios: Mapping[str, float],
+        within: np.ndarray,
     ) -> None:
         self.graph, self.layers, self.score, self.limits = graph, layers, score, limits
         self.prunable = np.flatnonzero(graph.choosable & (score > -math.inf))
         """Units with a score."""
-        worst_first = self.prunable[np.argsort(_compared(graph, score, self.prunable, scope), kind="stable")]
+        compared = _compared(graph, score, self.prunable, scope)
+        worst_first = self.prunable[np.lexsort((compared, within[self.prunable]))]
+        self._within = within
         own_rank = np.full(len(score), math.inf)
         own_rank[worst_first] = np.arange(len(worst_first))
         self._rank = going_rank(graph, own_rank)
@@ -63,8 +66,8 @@ class Choice:
 
     def keep(self, number: int) -> np.ndarray:
         """bool (num_units + 1,): what survives if the first of `can_go` go, whole multiples of each layer."""
-        limits = self.limits
-        return rounded(self.graph, self._alive(number), self.layers, self._rank, limits.multiple_of)
+        keep = rounded(self.graph, self._alive(number), self.layers, self._rank, self.limits.multiple_of)
+        return keep & self._within
 
     def count(self, number: int) -> int:
         """How many units of `rest` go if the first of `can_go` go."""
@@ -73,7 +76,7 @@ class Choice:
     def _alive(self, number: int) -> np.ndarray:
         keep = np.ones(self.graph.num_units + 1, bool)
         keep[self._chosen] = keep[self.can_go[:number]] = False
-        return self.graph.survivors(keep)
+        return self.graph.survivors(keep & self._within)
 
     def _safe(self, stays: np.ndarray) -> np.ndarray:
         limits = self.limits

@@ -96,6 +96,7 @@ def plan(
     max_layer_ratio: float = 1.0,
     multiple_of: int = 1,
     leave: Collection[str] = (),
+    within: Plan | None = None,
 ) -> Plan:
     """Choose the units to cut: the lowest of the scores of all layers go (Liu et al., ICCV 2017, section 3).
 
@@ -125,6 +126,7 @@ def plan(
       multiple_of: restore the best cut channels of each layer until it keeps a multiple of this (or everything).
       leave: names of layers that lose nothing, or patterns such as `encoder/*`; full paths of parameters fit too. Heads
         and their widths have names of their own, such as `attention/query:4x-` and `attention/query:-x16`.
+      within: an earlier plan of this graph. What that plan cuts goes first, and counts, whatever its scores are now.
 
     Returns:
       The `Plan`.
@@ -139,7 +141,8 @@ def plan(
     limits = Limits(min_channels, max_layer_ratio, multiple_of)
     _check_ranges(goals, limits, measure, ratios or {})
     layers, score = scored_layers(graph, scores)
-    choice = Choice(graph, layers, score, limits, scope=scope, leave=leave, ratios=ratios or {})
+    before = np.ones(graph.num_units + 1, bool) if within is None else graph.survivors(within.keep)
+    choice = Choice(graph, layers, score, limits, scope=scope, leave=leave, ratios=ratios or {}, within=before)
     (name, value), *_ = [*goals.items(), ("ratio", 0.0)]
     if not len(choice.prunable) and value:
         raise InputError(f"Nothing can be cut: {why_nothing(graph)}.")

@@ -1,8 +1,9 @@
 """Cutting the network of a checkpoint into a checkpoint of its own."""
 
+import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jaxslim.data import Dataset
 from jaxslim.errors import InputError
 from jaxslim.files import check_out
+from jaxslim.slim import criteria
 from jaxslim.slim.prune import Pruned, prune
 from jaxslim.slim.recalibrate import recalibrate as recalibrate_statistics
 from jaxslim.storage import checkpoint
@@ -20,6 +22,10 @@ from jaxslim.training.config import TrainConfig
 from jaxslim.training.evaluation import evaluator, training_batches
 from jaxslim.training.feed import device_mesh
 from jaxslim.training.network import load_trained
+from jaxslim.training.optimizer import losses
+
+CRITERION_BATCHES = 10
+"""Training batches that a criterion sees."""
 
 
 def sample(image_shape: Any) -> jax.Array:
@@ -31,7 +37,24 @@ def statistics_batches(number: int, config: TrainConfig, images: Dataset) -> lis
     """The first `number` of `training_batches`, to estimate BatchNorm statistics on."""
     if number < 0:
         raise InputError(f"recalibrate is {number}; it must be a number of batches, 0 or more.")
-    return training_batches(config, images, number) if number else []
+    return [batch for batch, _ in training_batches(config, images, number)] if number else []
+
+
+def scorer(criterion: str, module: Any, config: TrainConfig, images: Dataset) -> Callable[..., Any]:
+    """The scores of a criterion by its name, for `prune`; those that need data see some training batches."""
+    if criterion in ("taylor", "fisher"):
+        batches, loss = training_batches(config, images, CRITERION_BATCHES), losses(config)
+
+        def mean_loss(variables: Any, batch: Any) -> jax.Array:
+            return loss(module.apply(variables, batch[0]), batch[1]).mean()
+
+        return lambda graph, variables: getattr(criteria, criterion)(graph, mean_loss, variables, batches)
+    if criterion == "activation":
+        inputs = statistics_batches(CRITERION_BATCHES, config, images)
+        return lambda graph, variables: criteria.activation(graph, module.apply, variables, inputs)
+    if criterion == "magnitude":
+        return functools.partial(criteria.magnitude, normalize="size")
+    return getattr(criteria, criterion)  # type: ignore[no-any-return]
 
 
 def check_place(out: Path) -> None:
@@ -51,25 +74,30 @@ def save_cut(
     *,
     absorb: bool = False,
     recalibrate: int = 0,
+    criterion: str | None = None,
     data: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> tuple[Pruned, dict[str, Any]]:
     """`prune` the network of a checkpoint, check the result, and save it as a checkpoint of its own.
 
-    `recalibrate` is a number of training batches; 0 keeps the BatchNorm statistics and needs no images. `data` replaces
-    `dataset` or `data_dir` of the checkpoint's configuration, and `options` are of `plan`. Returns the smaller network
+    `recalibrate` is a number of training batches; 0 keeps the BatchNorm statistics and needs no images. `criterion` is
+    the name of a function of `jaxslim.criteria`; without one, `prune` chooses. `data` replaces `dataset` or `data_dir`
+    of the checkpoint's configuration, and `options` are of `plan`. Returns the smaller network
     and the metadata saved with it. The check is that of `prune`, on random images, before recalibration.
     """
     path, out = checkpoint.find(path), Path(out).absolute()
     if os.path.lexists(out):
         raise InputError(f"{out} exists already and checkpoints are never overwritten; choose another --out.")
     check_place(out)
-    found: tuple[Any, ...] = load_trained(path, **data or {}) if recalibrate else (checkpoint.load(path),)
+    needs_images = recalibrate or criterion in ("taylor", "fisher", "activation")
+    found: tuple[Any, ...] = load_trained(path, **data or {}) if needs_images else (checkpoint.load(path),)
     (module, variables, meta), *trained_on = found
     if "image_shape" not in meta:
         raise InputError(f"{path} does not name its images' shape; save it with meta={{'image_shape': [32, 32, 3]}}.")
     batches = statistics_batches(recalibrate, *trained_on) if recalibrate else []
-    pruned = prune(module, variables, ratio, sample(meta["image_shape"]), absorb=absorb, **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    scores = scorer(criterion, module, *(trained_on or (None, None))) if criterion else None  # type: ignore[arg-type]
+    pruned = prune(module, variables, ratio, sample(meta["image_shape"]), scores=scores, absorb=absorb, **given)
     small = recalibrate_statistics(pruned.module, pruned.variables, batches) if batches else pruned.variables
     report, macs = pruned.report, pruned.report.macs or (0, 0)
     pairs = zip(jax.tree.leaves(pruned.full), jax.tree.leaves(variables), strict=True)
@@ -80,11 +108,13 @@ def save_cut(
         "cost": {"params": report.params[1], "macs": macs[1]},
         "full_cost": {"params": report.params[0], "macs": macs[0]},
         "plan": {
-            **options,
+            **given,
+            **({"criterion": criterion} if criterion else {}),
             "absorb": absorb,
             "recalibrate": recalibrate,
             "requested": ratio,
             "achieved": pruned.plan.achieved,
+            **({"target": str(pruned.plan.target)} if pruned.plan.target else {}),
             "layers": [layer._asdict() for layer in pruned.plan.layers],
         },
         "check": {"logits_difference": report.difference, "exact": report.exact == 1},
@@ -100,7 +130,9 @@ def cut_once(path: str | Path, folder: Path, ratio: float | None, **how: Any) ->
     if not folder.exists():
         save_cut(path, folder, ratio, **how)
     path, there = checkpoint.find(path), checkpoint.read_meta(checkpoint.find(folder))
-    made = {name: value for name, value in there.get("plan", {}).items() if name not in ("achieved", "layers")}
+    made = {
+        name: value for name, value in there.get("plan", {}).items() if name not in ("achieved", "layers", "target")
+    }
     asked = {"absorb": False, "recalibrate": 0, **how, "requested": ratio}
     asked.pop("data", None)
     source = checkpoint.parent(path, checkpoint.read_meta(path)) | {"path": None}  # the folders may have been moved

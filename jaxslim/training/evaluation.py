@@ -61,10 +61,10 @@ def evaluate_step(config: TrainConfig, module: Any, mesh: Mesh) -> Callable[...,
     return jax.jit(step, out_shardings=shardings(mesh)[0], compiler_options=compiler_options())
 
 
-def training_batches(config: TrainConfig, images: Dataset, count: int) -> list[jax.Array]:
+def training_batches(config: TrainConfig, images: Dataset, count: int) -> list[tuple[jax.Array, jax.Array]]:
     """The first `count` batches of a shuffled epoch, augmented and normalised as in training; fewer if it has fewer.
 
-    What the configuration holds out of the training set is left out.
+    Each is (images, labels). What the configuration holds out of the training set is left out.
     """
     if config.holdout:
         images, *_ = hold_out(images, config.holdout, config.seed)
@@ -74,4 +74,5 @@ def training_batches(config: TrainConfig, images: Dataset, count: int) -> list[j
     make = jax.jit(lambda batch, key: normalise(augment(batch, key), config.mean, config.std))
     chosen = order(config.seed, 0, len(pixels), config.batch_size)[:count]
     keys = jax.random.split(jax.random.key(config.seed), len(chosen))
-    return [make(pixels[row], key) for row, key in zip(chosen, keys, strict=True)]
+    labels = images.train_labels
+    return [(make(pixels[row], key), jnp.asarray(labels[row])) for row, key in zip(chosen, keys, strict=True)]

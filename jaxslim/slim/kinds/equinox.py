@@ -137,8 +137,17 @@ def network(
         narrowed=lambda graph, plan, small: narrow_class()(eqx.combine(small.arrays, rest), Cut(graph, plan)),
         trained=lambda variables: Variables(eqx.filter(variables.arrays, eqx.is_inexact_array)),
         scales=_scales(module, arrays),
+        held=lambda model: _held(model, state),
         batched=False,
     )
+
+
+def _held(model: Any, state: Any) -> Any:
+    import equinox as eqx
+
+    if not isinstance(model, eqx.Module):
+        return None
+    return Variables(eqx.filter(model.small if isinstance(model, narrow_class()) else model, eqx.is_array), state)
 
 
 def _axis_names(module: Any) -> list[str]:

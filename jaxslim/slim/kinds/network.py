@@ -48,6 +48,8 @@ class Network:
     """|scale| of each BatchNorm layer at its path in the variables; None if there is no such layer."""
     rebuilt: Callable[[Any], Plain | None] = lambda small: None
     """`rebuilt(small)` -> the plain model for the cut variables; None if `resized` is missing or does not fit."""
+    held: Callable[[Any], Any] = lambda model: None
+    """`held(model)` -> what a model, full or cut, holds of the variables, at the same paths; None of all else."""
     batched: bool = True
     """Whether the first axis of each input counts examples."""
 

@@ -86,6 +86,7 @@ def network(
         narrowed=narrowed,
         trained=lambda state: nnx.filter_state(state, nnx.Param),
         scales=_scales(module),
+        held=lambda model: nnx.split(model)[1] if isinstance(model, nnx.Module) else None,
     )
 
 
