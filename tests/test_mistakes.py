@@ -52,6 +52,7 @@ def home(tmp_path_factory):
     module, variables, _ = checkpoint.load(folder / "pruned")
     checkpoint.save(folder / "bare", module, variables)
     write_data(folder / "ten.npz", classes=10)
+    (folder / "wrong.json").write_text('{"conv9": 0.5}')
     (folder / "link").symlink_to(folder / "nowhere")
     return folder
 
@@ -91,7 +92,10 @@ CLASSES = "tells 3 classes apart and {home}/ten.npz has 10; give the data set th
 NEW = "train config.py --workdir new"
 CUT = "prune sparse --out new --ratio 0.5"
 COMMAND_LINES = {
-    "no such command": ("nonsense", "There is no command 'nonsense'; the commands are train, sweep, prune, evaluate."),
+    "no such command": (
+        "nonsense",
+        "There is no command 'nonsense'; the commands are train, sweep, sensitivity, prune, ",
+    ),
     "misspelt command": ("prun sparse", "There is no command 'prun'; did you mean prune?"),
     "misspelt option": ("train --epoch 3", "Unrecognized options: --epoch, 3 Perhaps you meant: --epochs NUMBER"),
     "value after a switch": (f"{NEW} --tensorboard yes", "Unrecognized options: yes"),
@@ -191,6 +195,36 @@ COMMAND_LINES = {
     "file as baseline": ("sweep sparse --baseline config.py", "{home}/config.py " + NO_CHECKPOINT),
     "file as report": ("sweep sparse --out data.npz", "{home}/data.npz " + NO_FOLDER),
     "run as report": ("sweep pruned --out sparse", "{home}/sparse holds a training run; choose another --out."),
+    "ratio 1 of a layer": ("sensitivity sparse --ratios 1.0", "The ratio is 1.0; it must lie in [0, 1): 0.7 cuts 70 %"),
+    "no ratios of layers": (
+        "sensitivity sparse --ratios",
+        "The ratios are []; give at least one, each once, for examp",
+    ),
+    "tolerance in points": (
+        "sensitivity sparse --tolerance 1",
+        "tolerance is 1.0; it must lie in [0, 1): 0.01 allows ",
+    ),
+    "layers that keep all": (
+        "sensitivity sparse --min-channels 8",
+        "No layer of {home}/sparse/checkpoints/12 has a ch",
+    ),
+    "empty analysis": ("sensitivity sparse --out ''", "--out is empty; give a folder for the report."),
+    "file as analysis": ("sensitivity sparse --out data.npz", "{home}/data.npz " + NO_FOLDER),
+    "run as analysis": ("sensitivity pruned --out sparse", "{home}/sparse holds a training run; choose another --out."),
+    "analysis in itself": ("sensitivity pruned --out pruned", "{home}/pruned holds a checkpoint; choose another --out"),
+    "analysis of nothing": (
+        "sensitivity bare",
+        "{home}/bare names no training configuration; give a checkpoint that j",
+    ),
+    "absent ratios": ("prune sparse --out new --ratios no.json", "There is no file no.json; give the sensitivity.json"),
+    "ratios of no layer": (
+        "prune sparse --out new --ratios wrong.json",
+        "There is no layer conv9; the layers are bn0, ",
+    ),
+    "ratios in a picture": (
+        "prune sparse --out new --ratios data.npz",
+        "data.npz is no JSON; give the sensitivity.jso",
+    ),
     "sweep of nothing": ("sweep bare", "{home}/bare names no training configuration; give a checkpoint that jaxslim"),
 }
 

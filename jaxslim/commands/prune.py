@@ -11,6 +11,7 @@ from jaxslim.errors import InputError
 EXAMPLES = (
     "jaxslim prune runs/digits-sparse --ratio 0.7 --out runs/digits-pruned",
     "jaxslim prune runs/digits-sparse --threshold 0.01 --out runs/digits-pruned",
+    "jaxslim prune runs/digits-sparse --ratios runs/digits-sparse-sensitivity/sensitivity.json --out runs/cut",
     "jaxslim prune runs/cifar10-sparse/best --ratio 0.7 --recalibrate 20 --out runs/cut",
 )
 
@@ -25,6 +26,9 @@ class Options(OfCut):
     """Share of the channels to cut, over all layers together, in [0, 1)."""
     threshold: float | None = None
     """Cut the channels whose |scale| is at most this, instead of a ratio."""
+    ratios: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})
+    """JSON file with a ratio for each of some layers, as `jaxslim sensitivity` writes; other options decide about the
+    layers that it leaves out."""
     max_layer_ratio: float = 1.0
     """Largest share of the channels of one layer that may go."""
     multiple_of: int = 1
@@ -41,11 +45,14 @@ def main(argv: list[str]) -> None:
     if Path(options.out).exists():
         raise InputError(f"{options.out} exists already and checkpoints are never overwritten; choose another --out.")
     from jaxslim.experiments.cutting import accuracies, save_cut
+    from jaxslim.experiments.sensitivity import read_ratios
 
     start_jax()
     chosen = dataclasses.asdict(options)
     path, out, ratio = map(chosen.pop, ("checkpoint", "out", "ratio"))
     data = data_of(chosen)
+    if (ratios := chosen.pop("ratios")) is not None:
+        chosen["ratios"] = read_ratios(ratios)
     out = Path(out).absolute()
     pruned, meta = save_cut(path, out, ratio, data=data, **chosen)
     show(pruned, meta)
@@ -72,7 +79,7 @@ def show(pruned: Any, meta: dict[str, Any]) -> None:
         table.add_row(Text(layer.name), *numbers, "yes" * layer.protected)  # a plain string may hold rich's markup
     Console().print(table)
     full, small, check = meta["full_cost"], meta["cost"], meta["check"]
-    requested = "by threshold" if meta["plan"]["requested"] is None else f"requested {meta['plan']['requested']:.2%}"
+    requested = _requested(meta["plan"])
     agreed = f"logits within {check['logits_difference']:.1e} of the full network's with those channels at zero"
     inexact = "" if check["exact"] else " (inexact units: cutting and zeroing differ)"
     constants = f"absorbed    constants into {meta['absorbed_into']} biases and running means"
@@ -85,3 +92,11 @@ def show(pruned: Any, meta: dict[str, Any]) -> None:
         *([f"statistics  of {batches} training batches"] if (batches := meta["recalibrated_on"]) else []),
     )
     print("\n".join(lines))
+
+
+def _requested(plan: dict[str, Any]) -> str:
+    """How many channels were to go, in words."""
+    others = "by ratios of layers, " if plan.get("ratios") else ""
+    if plan["requested"] is not None:
+        return f"{others}requested {plan['requested']:.2%}"
+    return f"{others}by threshold" if plan.get("threshold") is not None else others.removesuffix(", ")

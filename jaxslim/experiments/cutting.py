@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxslim.errors import InputError
 from jaxslim.files import check_out
 from jaxslim.slim.prune import Pruned, prune
 from jaxslim.slim.recalibrate import recalibrate as recalibrate_statistics
+from jaxslim.slim.recalibrate import recalibrator
 from jaxslim.storage import checkpoint
 from jaxslim.storage.history import is_checkpoint
 from jaxslim.training.config import TrainConfig
@@ -32,6 +33,22 @@ def statistics_batches(number: int, config: TrainConfig, images: Dataset) -> lis
     if number < 0:
         raise InputError(f"recalibrate is {number}; it must be a number of batches, 0 or more.")
     return training_batches(config, images, number) if number else []
+
+
+def measurer(config: TrainConfig, images: Dataset, recalibrate: int) -> Callable[[Any], Callable[[Any], float]]:
+    """Build `of(module)`, which gives a function of variables: their accuracy on the test images, as a share.
+
+    `recalibrate` is a number of training batches to estimate the BatchNorm statistics again on. The function of a
+    module compiles once for all variables.
+    """
+    batches = statistics_batches(recalibrate, config, images)
+
+    def of(module: Any) -> Callable[[Any], float]:
+        test = evaluator(config, module, device_mesh(), images.test_images, images.test_labels)
+        again = recalibrator(module)
+        return lambda variables: test(again(variables, batches) if batches else variables).accuracy
+
+    return of
 
 
 def check_place(out: Path) -> None:

@@ -181,6 +181,9 @@ def from_json(fields: Mapping[str, Any], source: object) -> TrainConfig:
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Shares of channels that the reference's sweep cuts."""
 
+LAYER_RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Shares of its channels that a sensitivity analysis cuts of each layer alone."""
+
 DIGITS = TrainConfig(
     name="digits-sparse",
     dataset="digits",
