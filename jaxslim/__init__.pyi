@@ -21,6 +21,7 @@ from .slim.absorb import absorb as absorb
 from .slim.criteria import bn_scale_mask as bn_scale_mask
 from .slim.criteria import bn_scales as bn_scales
 from .slim.criteria import magnitude as magnitude
+from .slim.distillation import distillation as distillation
 from .slim.prune import Pruned as Pruned
 from .slim.prune import Report as Report
 from .slim.prune import prune as prune

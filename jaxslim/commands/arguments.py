@@ -23,10 +23,11 @@ from tyro.constructors import (
 )
 
 METAVARS = {
-    **dict.fromkeys(("checkpoint", "init_from", "baseline"), "CHECKPOINT"),
+    **dict.fromkeys(("checkpoint", "init_from", "distill_from", "baseline"), "CHECKPOINT"),
     **dict.fromkeys(("out", "workdir", "data_dir"), "FOLDER"),
     **dict.fromkeys(("name", "model", "optimizer"), "NAME"),
-    **dict.fromkeys(("ratio", "holdout", "max_layer_ratio", "label_smoothing", "tolerance"), "SHARE"),
+    **dict.fromkeys(("ratio", "holdout", "max_layer_ratio", "tolerance"), "SHARE"),
+    **dict.fromkeys(("label_smoothing", "distill_weight"), "SHARE"),
     **dict.fromkeys(("ratios", "lr_drops"), "SHARE ..."),
     "dataset": "NAME|PATH",
     "augment": "NAME ...",
