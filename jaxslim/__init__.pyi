@@ -21,6 +21,7 @@ from .slim import criteria as criteria
 from .slim.absorb import absorb as absorb
 from .slim.criteria.scales import bn_scale_mask as bn_scale_mask
 from .slim.criteria.scales import bn_scales as bn_scales
+from .slim.distillation import distillation as distillation
 from .slim.latency import latency as latency
 from .slim.progressive import Progressive as Progressive
 from .slim.progressive import gradual as gradual

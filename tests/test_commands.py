@@ -25,6 +25,7 @@ import jaxslim
 from jaxslim.commands import cli, evaluate
 from jaxslim.commands import main as every_command
 from jaxslim.commands import prune as prune_command
+from jaxslim.commands import sensitivity as sensitivity_command
 from jaxslim.commands import sweep as sweep_command
 from jaxslim.commands import train as train_command
 from jaxslim.commands.arguments import parse
@@ -37,7 +38,13 @@ from jaxslim.training.loop import train
 from jaxslim.training.run import Trained
 
 HOME = Path(__file__).resolve().parents[1]
-COMMANDS = {"train": train_command, "sweep": sweep_command, "prune": prune_command, "evaluate": evaluate}
+COMMANDS = {
+    "train": train_command,
+    "sweep": sweep_command,
+    "sensitivity": sensitivity_command,
+    "prune": prune_command,
+    "evaluate": evaluate,
+}
 
 
 def invoke(capsys, module, *argv):
@@ -145,7 +152,7 @@ def test_help_has_examples_and_does_not_wait_for_jax(tmp_path, name):
 
 
 def test_the_command_that_finds_the_others(call):
-    assert "\n  prune     cut channels" in call(every_command, "--help").out
+    assert "\n  prune        cut channels" in call(every_command, "--help").out
     alone = call(every_command)
     assert (alone.code, alone.out) == (2, "")
     assert alone.err.startswith("usage: jaxslim COMMAND")
@@ -288,6 +295,9 @@ def test_every_field_has_its_option(call, trained):
         batch_size=32,
         loss="focal",
         label_smoothing=0.1,
+        distill_from="/some/teacher",
+        distill_temperature=2.0,
+        distill_weight=0.5,
         optimizer="adamw",
         optimizer_args={"b2": 0.95, "nesterov": True},
         learning_rate=0.5,

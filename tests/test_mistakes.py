@@ -52,6 +52,7 @@ def home(tmp_path_factory):
     module, variables, _ = checkpoint.load(folder / "pruned")
     checkpoint.save(folder / "bare", module, variables)
     write_data(folder / "ten.npz", classes=10)
+    (folder / "wrong.json").write_text('{"conv9": 0.5}')
     (folder / "link").symlink_to(folder / "nowhere")
     return folder
 
@@ -91,7 +92,10 @@ CLASSES = "tells 3 classes apart and {home}/ten.npz has 10; give the data set th
 NEW = "train config.py --workdir new"
 CUT = "prune sparse --out new --ratio 0.5"
 COMMAND_LINES = {
-    "no such command": ("nonsense", "There is no command 'nonsense'; the commands are train, sweep, prune, evaluate."),
+    "no such command": (
+        "nonsense",
+        "There is no command 'nonsense'; the commands are train, sweep, sensitivity, prune, ",
+    ),
     "misspelt command": ("prun sparse", "There is no command 'prun'; did you mean prune?"),
     "misspelt option": ("train --epoch 3", "Unrecognized options: --epoch, 3 Perhaps you meant: --epochs NUMBER"),
     "value after a switch": (f"{NEW} --tensorboard yes", "Unrecognized options: yes"),
@@ -141,6 +145,10 @@ COMMAND_LINES = {
     "large images": (f"{NEW} --image-size 100000", "48 images of 100000x100000x1 bytes take 447 GiB of memory; lower"),
     "absent start": (f"{NEW} --init-from no", "There is no checkpoint {home}/no; check the path."),
     "start of other classes": (f"{NEW} --init-from pruned --dataset ten.npz", "{home}/pruned " + CLASSES),
+    "absent teacher": (f"{NEW} --distill-from no", "There is no checkpoint {home}/no; check the path."),
+    "teacher of other classes": (f"{NEW} --distill-from pruned --dataset ten.npz", "{home}/pruned " + CLASSES),
+    "teacher without weight": (f"{NEW} --distill-from no --distill-weight 0", "There is no checkpoint {home}/no; chec"),
+    "per cent of a teacher": (f"{NEW} --distill-weight 90", "distill_weight is 90.0; it must lie in [0, 1]."),
     "other network": ("train --init-from pruned --model vgg11", "model is vgg11, and the network of {home}/pruned was"),
     "other normalisation": (f"{NEW} --init-from pruned --mean 0.4", "mean is (0.4,), and the network of {home}/pruned"),
     "start without a recipe": ("train --init-from bare", "{home}/bare names no training configuration; give a CONFIG"),
@@ -151,8 +159,8 @@ COMMAND_LINES = {
     "workdir of odd bytes": ("train config.py --workdir \udcff", "The path '{home}/\\udcff' is not valid UTF-8; choos"),
     "no out": ("prune sparse --ratio 0.5", "Missing from jaxslim prune: --out FOLDER"),
     "empty out": ("prune sparse --ratio 0.5 --out ''", "--out is empty; give a folder to make."),
-    "no ratio": ("prune sparse --out new", "Give either a ratio or a threshold, for example a ratio of 0.7."),
-    "ratio and threshold": (f"{CUT} --threshold 0.1", "Give either a ratio or a threshold, for example a ratio of 0.7"),
+    "no ratio": ("prune sparse --out new", "Give one of ratio, threshold, macs, params and latency, for example a"),
+    "ratio and threshold": (f"{CUT} --threshold 0.1", "params and latency, not ratio and threshold together, for example a"),
     "per cent": ("prune sparse --out new --ratio 70", "The ratio is 70.0; it must lie in [0, 1): 0.7 cuts 70 % of the"),
     "per cent with a sign": ("prune sparse --out new --ratio 70%", "could not convert string to float: '70%'"),
     "everything": ("prune sparse --out new --ratio 0.99", "A ratio of 0.99 cannot be met: with min_channels=1 and the"),
@@ -191,6 +199,36 @@ COMMAND_LINES = {
     "file as baseline": ("sweep sparse --baseline config.py", "{home}/config.py " + NO_CHECKPOINT),
     "file as report": ("sweep sparse --out data.npz", "{home}/data.npz " + NO_FOLDER),
     "run as report": ("sweep pruned --out sparse", "{home}/sparse holds a training run; choose another --out."),
+    "ratio 1 of a layer": ("sensitivity sparse --ratios 1.0", "The ratio is 1.0; it must lie in [0, 1): 0.7 cuts 70 %"),
+    "no ratios of layers": (
+        "sensitivity sparse --ratios",
+        "The ratios are []; give at least one, each once, for examp",
+    ),
+    "tolerance in points": (
+        "sensitivity sparse --tolerance 1",
+        "tolerance is 1.0; it must lie in [0, 1): 0.01 allows ",
+    ),
+    "layers that keep all": (
+        "sensitivity sparse --min-channels 8",
+        "No layer of {home}/sparse/checkpoints/12 has a ch",
+    ),
+    "empty analysis": ("sensitivity sparse --out ''", "--out is empty; give a folder for the report."),
+    "file as analysis": ("sensitivity sparse --out data.npz", "{home}/data.npz " + NO_FOLDER),
+    "run as analysis": ("sensitivity pruned --out sparse", "{home}/sparse holds a training run; choose another --out."),
+    "analysis in itself": ("sensitivity pruned --out pruned", "{home}/pruned holds a checkpoint; choose another --out"),
+    "analysis of nothing": (
+        "sensitivity bare",
+        "{home}/bare names no training configuration; give a checkpoint that j",
+    ),
+    "absent ratios": ("prune sparse --out new --ratios no.json", "There is no file no.json; give the sensitivity.json"),
+    "ratios of no layer": (
+        "prune sparse --out new --ratios wrong.json",
+        "There is no layer conv9; the layers are bn0, ",
+    ),
+    "ratios in a picture": (
+        "prune sparse --out new --ratios data.npz",
+        "data.npz is no JSON; give the sensitivity.jso",
+    ),
     "sweep of nothing": ("sweep bare", "{home}/bare names no training configuration; give a checkpoint that jaxslim"),
 }
 

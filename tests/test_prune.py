@@ -273,7 +273,7 @@ STEPS = [
     "prune",
     "count",
 ]
-TRAINING = ["l1_subgradient", "l1_proximal", "TrainConfig", "save", "load"]
+TRAINING = ["l1_subgradient", "l1_proximal", "distillation", "TrainConfig", "save", "load"]
 RESULTS = ["ChannelGraph", "Plan", "Pruned", "Cost", "Loaded", "InputError"]
 
 

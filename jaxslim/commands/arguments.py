@@ -23,10 +23,11 @@ from tyro.constructors import (
 )
 
 METAVARS = {
-    **dict.fromkeys(("checkpoint", "init_from", "baseline"), "CHECKPOINT"),
+    **dict.fromkeys(("checkpoint", "init_from", "distill_from", "baseline"), "CHECKPOINT"),
     **dict.fromkeys(("out", "workdir", "data_dir"), "FOLDER"),
     **dict.fromkeys(("name", "model", "optimizer"), "NAME"),
-    **dict.fromkeys(("ratio", "macs", "params", "holdout", "max_layer_ratio", "label_smoothing"), "SHARE"),
+    **dict.fromkeys(("ratio", "macs", "params", "holdout", "max_layer_ratio", "tolerance"), "SHARE"),
+    **dict.fromkeys(("label_smoothing", "distill_weight"), "SHARE"),
     **dict.fromkeys(("ratios", "lr_drops"), "SHARE ..."),
     "latency": "SHARE|TIME",
     "dataset": "NAME|PATH",
@@ -35,7 +36,7 @@ METAVARS = {
     "model_args": "NAME=VALUE ...",
     "optimizer_args": "NAME=VALUE ...",
 }
-"""What `--help` calls the value of an option; other options are named after their type."""
+"""What `--help` calls the value of an option, unless the field's metadata do; others are named after their type."""
 
 _REGISTRY = ConstructorRegistry()
 _Options = TypeVar("_Options")
@@ -117,7 +118,8 @@ def _dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
         default = getattr(info.default, field.name, field.default)
         default = MISSING_NONPROP if default is dataclasses.MISSING else default
         hint = "" if default is None or default == () or default == {} else None  # "(default: None)" tells nothing
-        shown = tyro.conf.arg(metavar=METAVARS.get(field.name) or _metavar(hints[field.name]), help_behavior_hint=hint)
+        metavar = field.metadata.get("metavar") or METAVARS.get(field.name) or _metavar(hints[field.name])
+        shown = tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
         kind: Any = Annotated[hints[field.name], shown]
         fields.append(StructFieldSpec(name=field.name, type=kind, default=default, helptext=told[field.name]))
     return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))

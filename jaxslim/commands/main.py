@@ -10,6 +10,7 @@ from jaxslim.errors import InputError
 COMMANDS = {
     "train": "train a network, with sparsity or without, or fine-tune a cut one",
     "sweep": "cut a trained network at several ratios, and report accuracy and size",
+    "sensitivity": "cut each layer of a trained network alone, and report what each can lose",
     "prune": "cut channels out of a trained network, and save the smaller one",
     "evaluate": "measure accuracy, size and latency of a saved network",
 }
@@ -18,7 +19,7 @@ HELP = f"""usage: jaxslim COMMAND [OPTIONS]
 Makes trained JAX networks smaller and faster by cutting channels out for real.
 
 Commands:
-{chr(10).join(f"  {name:10}{what}" for name, what in COMMANDS.items())}
+{chr(10).join(f"  {name:13}{what}" for name, what in COMMANDS.items())}
 
 Examples:
   jaxslim train                        train on the digits built in, with sparsity

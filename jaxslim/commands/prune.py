@@ -13,6 +13,7 @@ Criterion = Literal["bn_scale", "magnitude", "taylor", "fisher", "activation", "
 EXAMPLES = (
     "jaxslim prune runs/digits-sparse --ratio 0.7 --out runs/digits-pruned",
     "jaxslim prune runs/digits-sparse --threshold 0.01 --out runs/digits-pruned",
+    "jaxslim prune runs/digits-sparse --ratios runs/digits-sparse-sensitivity/sensitivity.json --out runs/cut",
     "jaxslim prune runs/cifar10-sparse/best --ratio 0.7 --recalibrate 20 --out runs/cut",
     "jaxslim prune runs/digits-sparse --macs 0.5 --criterion taylor --out runs/half",
 )
@@ -40,6 +41,9 @@ class Options(OfCut):
     magnitude of the weights in a network without."""
     scope: Literal["global", "layer", "alike"] = "global"
     """Which channels compete: all of them, those of one layer, or those of alike layers."""
+    ratios: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})
+    """JSON file with a ratio for each of some layers, as `jaxslim sensitivity` writes; other options decide about the
+    layers that it leaves out."""
     max_layer_ratio: float = 1.0
     """Largest share of the channels of one layer that may go."""
     multiple_of: int = 1
@@ -56,6 +60,7 @@ def main(argv: list[str]) -> None:
     if Path(options.out).exists():
         raise InputError(f"{options.out} exists already and checkpoints are never overwritten; choose another --out.")
     from jaxslim.experiments.cutting import accuracies, save_cut
+    from jaxslim.experiments.sensitivity import read_ratios
 
     start_jax()
     chosen = dataclasses.asdict(options)
@@ -63,6 +68,8 @@ def main(argv: list[str]) -> None:
     with contextlib.suppress(TypeError, ValueError):  # a time is text
         chosen["latency"] = float(chosen["latency"])
     data = data_of(chosen)
+    if (ratios := chosen.pop("ratios")) is not None:
+        chosen["ratios"] = read_ratios(ratios)
     out = Path(out).absolute()
     pruned, meta = save_cut(path, out, ratio, data=data, **chosen)
     show(pruned, meta)
@@ -81,8 +88,7 @@ def show(pruned: Any, meta: dict[str, Any]) -> None:
     """Print what `save_cut` did: layers, size, and the check."""
     print(pruned.plan.table())
     full, small, check = meta["full_cost"], meta["cost"], meta["check"]
-    requested = "by threshold" if meta["plan"]["requested"] is None else f"requested {meta['plan']['requested']:.2%}"
-    requested = meta["plan"].get("target", requested)
+    requested = _requested(meta["plan"])
     agreed = f"logits within {check['logits_difference']:.1e} of the full network's with those channels at zero"
     inexact = "" if check["exact"] else " (inexact units: cutting and zeroing differ)"
     constants = f"absorbed    constants into {meta['absorbed_into']} biases and running means"
@@ -95,3 +101,13 @@ def show(pruned: Any, meta: dict[str, Any]) -> None:
         *([f"statistics  of {batches} training batches"] if (batches := meta["recalibrated_on"]) else []),
     )
     print("\n".join(lines))
+
+
+def _requested(plan: dict[str, Any]) -> str:
+    """How many channels were to go, in words."""
+    if "target" in plan:
+        return str(plan["target"])
+    others = "by ratios of layers, " if plan.get("ratios") else ""
+    if plan["requested"] is not None:
+        return f"{others}requested {plan['requested']:.2%}"
+    return f"{others}by threshold" if plan.get("threshold") is not None else others.removesuffix(", ")

@@ -21,6 +21,7 @@ EXAMPLES = (
     "jaxslim train --list",
     "jaxslim train cifar10-sparse --epochs 40 --l1 4e-4",
     "jaxslim train --init-from runs/digits-pruned --epochs 10",
+    "jaxslim train --init-from runs/digits-pruned --distill-from runs/digits-sparse --epochs 10",
     "jaxslim train --dataset ~/photos --image-size 64",
     "jaxslim train --model vgg --model-args widths=16,16,M,32,32,M,64",
 )
@@ -76,8 +77,9 @@ def _parse(words: list[str], default: TrainConfig) -> TrainConfig:
     shown: Any = {"prog": "jaxslim train [CONFIG]", "description": DESCRIPTION, "examples": EXAMPLES}
     config = parse(TrainConfig, words, **shown, default=default)
     changes: dict[str, Any] = data_of({"dataset": config.dataset, "data_dir": config.data_dir})
-    if config.init_from:
-        changes["init_from"] = absolute(config.init_from)
+    for name in ("init_from", "distill_from"):
+        if path := getattr(config, name):
+            changes[name] = absolute(path)
     if config.model != default.model and not word_after(words, "--model-args"):
         changes["model_args"] = {}  # those of another network
     return dataclasses.replace(config, **changes)

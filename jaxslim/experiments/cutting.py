@@ -16,6 +16,7 @@ from jaxslim.files import check_out
 from jaxslim.slim import criteria
 from jaxslim.slim.prune import Pruned, prune
 from jaxslim.slim.recalibrate import recalibrate as recalibrate_statistics
+from jaxslim.slim.recalibrate import recalibrator
 from jaxslim.storage import checkpoint
 from jaxslim.storage.history import is_checkpoint
 from jaxslim.training.config import TrainConfig
@@ -55,6 +56,22 @@ def scorer(criterion: str, module: Any, config: TrainConfig, images: Dataset) ->
     if criterion == "magnitude":
         return functools.partial(criteria.magnitude, normalize="size")
     return getattr(criteria, criterion)  # type: ignore[no-any-return]
+
+
+def measurer(config: TrainConfig, images: Dataset, recalibrate: int) -> Callable[[Any], Callable[[Any], float]]:
+    """Build `of(module)`, which gives a function of variables: their accuracy on the test images, as a share.
+
+    `recalibrate` is a number of training batches to estimate the BatchNorm statistics again on. The function of a
+    module compiles once for all variables.
+    """
+    batches = statistics_batches(recalibrate, config, images)
+
+    def of(module: Any) -> Callable[[Any], float]:
+        test = evaluator(config, module, device_mesh(), images.test_images, images.test_labels)
+        again = recalibrator(module)
+        return lambda variables: test(again(variables, batches) if batches else variables).accuracy
+
+    return of
 
 
 def check_place(out: Path) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from jaxslim.core.plan import Plan, plan
 from jaxslim.data import Dataset
 from jaxslim.data.loading import hold_out
 from jaxslim.errors import InputError
-from jaxslim.experiments.cutting import cut_once, sample, statistics_batches
+from jaxslim.experiments.cutting import cut_once, measurer, sample
 from jaxslim.experiments.finetuning import finetuning
 from jaxslim.experiments.hardware import machine
 from jaxslim.reporting.results import Report, SweepRow
@@ -20,10 +20,8 @@ from jaxslim.slim.absorb import absorber
 from jaxslim.slim.criteria.scales import bn_scales, scale_values
 from jaxslim.slim.kinds import network
 from jaxslim.slim.prune import Pruned, apply_plan, traced
-from jaxslim.slim.recalibrate import recalibrator
 from jaxslim.storage.checkpoint import Loaded, find, load
 from jaxslim.training.config import RATIOS, TrainConfig
-from jaxslim.training.evaluation import evaluator
 from jaxslim.training.feed import check_batches, device_mesh
 from jaxslim.training.loop import train
 from jaxslim.training.network import load_trained
@@ -59,14 +57,7 @@ def sweep(
     if not ratios or len(set(ratios)) != len(ratios):
         raise InputError(f"The ratios are {list(ratios)}; give at least one, each once, for example 0 0.5 0.7.")
     module, variables = loaded.module, loaded.variables
-    batches = statistics_batches(recalibrate, config, images)
-
-    def measurer(network: Any) -> Callable[[Any], float]:
-        """A function of variables of `network`: recalibrates them if asked to, and returns the test accuracy."""
-        test = evaluator(config, network, device_mesh(), images.test_images, images.test_labels)
-        again = recalibrator(network)
-        return lambda variables: test(again(variables, batches) if batches else variables).accuracy
-
+    test = measurer(config, images, recalibrate)
     inputs = sample(images.test_images.shape[1:])
     full = network(module, variables, [inputs])
     graph = traced(full, [inputs])
@@ -76,16 +67,16 @@ def sweep(
     def cut(plan: Plan, absorb: Any, compare: bool = False) -> Pruned:
         return apply_plan(full, graph, plan, absorb(plan) if absorb else variables, [inputs], compare=compare)
 
-    masked = measurer(module)
+    masked = test(module)
 
     def accuracy(pruned: Pruned, verified: float | None = None) -> float:
         if pruned.report.exact == 1:
             return masked(mask(graph, pruned.full, pruned.plan))
-        return measurer(pruned.module)(pruned.variables) if verified is None else verified
+        return test(pruned.module)(pruned.variables) if verified is None else verified
 
     for ratio, chosen in zip(ratios, plans, strict=True):
         pruned = cut(chosen, absorbed, compare=verify or ratio == max(ratios))
-        verified = measurer(pruned.module)(pruned.variables) if verify else None
+        verified = test(pruned.module)(pruned.variables) if verify else None
         row = SweepRow(
             ratio=ratio,
             accuracy=accuracy(pruned, verified),

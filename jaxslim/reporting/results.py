@@ -92,6 +92,75 @@ class Report:
         return next(((name, share) for name, share in known if share is not None and math.isfinite(share)), None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerRow:
+    """The network with channels of one layer cut and all other layers whole."""
+
+    layer: str
+    ratio: float
+    """Share of the layer's channels that was to go."""
+    before: int
+    """Channels of the layer."""
+    after: int
+    """Channels that survive."""
+    accuracy: float
+    """Top-1, as a share in [0, 1]."""
+    params: float
+    """Share of the network's parameters that stay."""
+    macs: float | None
+    """Share of its multiply-accumulates that stay; None where they cannot be counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """All layers of a network."""
+
+    title: str
+    accuracy: float
+    """Top-1 of the uncut network, as a share."""
+    tolerance: float
+    """How much accuracy a layer may cost, as a share."""
+    rows: tuple[LayerRow, ...]
+    """Layers in network order, each with its ratios in ascending order."""
+    ratios: dict[str, float]
+    """For each layer, the largest ratio within the tolerance."""
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> dict[str, list[LayerRow]]:
+        """The rows of each layer."""
+        found: dict[str, list[LayerRow]] = {}
+        for row in self.rows:
+            found.setdefault(row.layer, []).append(row)
+        return found
+
+
+def harmless(rows: Sequence[LayerRow], accuracy: float, tolerance: float) -> dict[str, float]:
+    """The largest ratio of each layer whose accuracy is at least `accuracy - tolerance`; 0 where there is none.
+
+    Args:
+      rows: of any layers, in network order.
+      accuracy: of the uncut network, as a share.
+      tolerance: how much accuracy each layer may cost, as a share.
+
+    Returns:
+      A dict that `jaxslim.plan(graph, scores, ratios=...)` takes. Each ratio was measured alone, so all of them
+      together cost more.
+
+    Example:
+      >>> from dataclasses import replace
+      >>> row = LayerRow(layer="bn0", ratio=0.5, before=8, after=4, accuracy=0.9, params=0.8, macs=0.7)
+      >>> harmless([row, replace(row, ratio=0.75, accuracy=0.6)], 0.9, 0.01)
+      {'bn0': 0.5}
+    """
+    least = accuracy - tolerance - 1e-9
+    found = {row.layer: 0.0 for row in rows}
+    for row in rows:
+        if row.accuracy >= least:
+            found[row.layer] = max(found[row.layer], row.ratio)
+    return found
+
+
 def finite(values: np.ndarray | Sequence[float]) -> np.ndarray:
     """The values that are neither NaN nor infinite, as a flat float64 array."""
     flat = np.asarray(values, dtype=np.float64).ravel()

@@ -132,7 +132,7 @@ def prune(
     graph = traced(model, inputs, selection, given=modes is not None)
     if "latency" in chosen:
         chosen["measure"] = _timer(model, graph, check.examples(inputs))
-    which = plan(graph, _scored(model, graph, scores), ratio, **chosen)
+    which = plan(graph, scored(model, graph, scores), ratio, **chosen)
     full = _absorbed(model, graph, which, inputs) if absorb else model.variables
     pruned = apply_plan(model, graph, which, full, inputs)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype)), inputs)
@@ -157,7 +157,8 @@ def traced(model: Network, inputs: Sequence[Any], selection: bool = True, given:
         return trace(model.modes[:1], model.variables, *inputs, selection=selection)
 
 
-def _scored(model: Network, graph: ChannelGraph, scores: Any) -> Any:
+def scored(model: Network, graph: ChannelGraph, scores: Any = None) -> Any:
+    """The scores that `plan` takes, from the argument `scores` of `prune`."""
     if callable(scores):
         return scores(graph, model.variables)
     if scores is not None:

@@ -59,6 +59,13 @@ class TrainConfig:
     logits from the one-hot label."""
     label_smoothing: float = 0.0
     """Share of each label that is spread over all classes."""
+    distill_from: str | None = None
+    """Checkpoint of a teacher, for example the uncut network, whose outputs the network learns too (knowledge
+    distillation, Hinton et al. 2015)."""
+    distill_temperature: float = 4.0
+    """What the logits of both are divided by, with `distill_from`."""
+    distill_weight: float = 0.9
+    """Share of the teacher in the loss, with `distill_from`; the loss on the labels has the rest."""
     optimizer: str = "sgd"
     """Name of an optax optimizer (sgd, adam, adamw, lion, rmsprop, ...). `momentum` and `weight_decay` go to those that
     take them; for the others, weight decay is an L2 pull in the gradient, as in the reference. Most need another
@@ -117,7 +124,7 @@ class TrainConfig:
                 raise InputError(f"{name} has {count} numbers for {self.channels} channels; give one a channel.")
         if self.pad > self.image_size:
             raise InputError(f"pad is {self.pad}; it must be at most image_size, {self.image_size}.")
-        for name in ("workdir", "data_dir", "init_from"):
+        for name in ("workdir", "data_dir", "init_from", "distill_from"):
             if getattr(self, name) == "":
                 raise InputError(f"{name} is empty; give a path, or leave it out.")
         if not self.name or any(part in self.name for part in ("/", "\\", "\0")) or self.name in (".", ".."):
@@ -143,6 +150,8 @@ _BOUNDS = {
     **dict.fromkeys(("seed", "pad"), "[0, 2147483647]"),
     **dict.fromkeys(("momentum", "holdout", "label_smoothing"), "[0, 1)"),
     "learning_rate": "(0, 1e+30]",
+    "distill_temperature": "[0.01, 1000]",
+    "distill_weight": "[0, 1]",
     "lr_drops": "(0, 1)",
     "mean": "[-1e+6, 1e+6]",
     "std": "[1e-6, 1e+6]",
@@ -180,6 +189,9 @@ def from_json(fields: Mapping[str, Any], source: object) -> TrainConfig:
 
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Shares of channels that the reference's sweep cuts."""
+
+LAYER_RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Shares of its channels that a sensitivity analysis cuts of each layer alone."""
 
 DIGITS = TrainConfig(
     name="digits-sparse",

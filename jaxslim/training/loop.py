@@ -14,11 +14,12 @@ from jax import lax
 from jaxslim import data
 from jaxslim.ops import compiler_options
 from jaxslim.slim.criteria.scales import bn_scale_mask, scale_values
+from jaxslim.slim.distillation import distillation
 from jaxslim.storage import checkpoint
 from jaxslim.training import feed
 from jaxslim.training.config import TrainConfig
 from jaxslim.training.evaluation import Evaluation, evaluator
-from jaxslim.training.network import build, load
+from jaxslim.training.network import Teacher, build, load, teacher
 from jaxslim.training.optimizer import learning_rates, losses, optimizer
 from jaxslim.training.run import Run, Trained
 
@@ -64,11 +65,13 @@ def train(config: TrainConfig) -> Trained:
         module, variables = build(config, source, images)
         rate = learning_rates(config, batches.steps_per_epoch)
         tx = optimizer(config, rate, bn_scale_mask(variables))
-        step = train_step(config, module, tx, mesh)
+        guide = teacher(config, images)
+        step = train_step(config, module, tx, mesh, guide)
         test = evaluator(config, module, mesh, images.test_images, images.test_labels)
         choose = evaluator(config, module, mesh, *held_out) if held_out else None
 
         everywhere, _ = feed.shardings(mesh)
+        taught_by = feed.place(guide.variables, everywhere) if guide else None
         nothing = Sums(np.float32(0), np.int32(0), np.int32(0))
         fresh = jax.tree.map(jnp.asarray, nothing)
         state = TrainState(jnp.int32(0), variables, jax.jit(tx.init)(variables["params"]), fresh)
@@ -76,7 +79,7 @@ def train(config: TrainConfig) -> Trained:
         state = feed.place(run.begin(module, source, images, state, batches.steps_per_epoch), everywhere)
         for epoch in run.epochs():
             for batch in batches.batches(epoch, skip=run.steps_into(epoch)):
-                state = step(state, batch, key)
+                state = step(state, batch, key, taught_by)
                 run.check(state, steps=len(batch.rows))
             tested = test(state.variables, functools.partial(run.check, state))
             row = measure(config, epoch, state, tested, rate, choose)
@@ -87,28 +90,40 @@ def train(config: TrainConfig) -> Trained:
     return run.result()
 
 
-def train_step(config: TrainConfig, module: Any, tx: optax.GradientTransformation, mesh: Any) -> Callable[..., Any]:
+def train_step(
+    config: TrainConfig,
+    module: Any,
+    tx: optax.GradientTransformation,
+    mesh: Any,
+    guide: Teacher | None = None,
+) -> Callable[..., Any]:
     """Build `step(state, batch, key) -> state`, which takes the steps of one `Batch` in one call.
 
     `key` and the number of the step fix augmentation and dropout. The old state is donated. BatchNorm sees the
-    statistics of the global batch.
+    statistics of the global batch. With a teacher, `guide`, it is `step(state, batch, key, variables)` with those of
+    the teacher, which sees the same augmented images, in evaluation.
     """
     loss = losses(config)
     augment = data.augmenter(config.augment, pad=config.pad)
 
-    def loss_of(params: Any, stats: Any, images: Any, labels: Any, key: Any) -> tuple[jax.Array, Any]:
+    def loss_of(params: Any, stats: Any, images: Any, labels: Any, taught: Any, key: Any) -> tuple[jax.Array, Any]:
         collections = {"params": params, **stats}
         logits, stats = module.apply(collections, images, train=True, mutable=list(stats), rngs={"dropout": key})
         values = loss(logits, labels)
+        if taught is not None:
+            soft = distillation(logits, taught, config.distill_temperature)
+            values = (1 - config.distill_weight) * values + config.distill_weight * soft
         return values.mean(), (stats, values.sum(), jnp.sum(logits.argmax(-1) == labels))
 
-    def one(state: TrainState, batch: feed.Batch, chosen: Any, key: Any) -> TrainState:
+    def one(state: TrainState, batch: feed.Batch, chosen: Any, key: Any, known: Any) -> TrainState:
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images = data.normalise(augment(batch.images[chosen], augment_key), config.mean, config.std)
+        augmented = augment(batch.images[chosen], augment_key)
+        taught = guide.logits(known, augmented) if guide else None
+        images = data.normalise(augmented, config.mean, config.std)
         params = state.variables["params"]
         stats = {name: value for name, value in state.variables.items() if name != "params"}
         gradients, (stats, total, correct) = jax.grad(loss_of, has_aux=True)(
-            params, stats, images, batch.labels[chosen], dropout_key
+            params, stats, images, batch.labels[chosen], taught, dropout_key
         )
         updates, moments = tx.update(gradients, state.optimizer, params)
         params = optax.apply_updates(params, updates)
@@ -116,10 +131,10 @@ def train_step(config: TrainConfig, module: Any, tx: optax.GradientTransformatio
         sums = Sums(loss_sum, state.sums.correct + correct, state.sums.finite + jnp.isfinite(loss_sum))
         return TrainState(state.step + 1, {"params": params, **stats}, moments, sums)
 
-    def step(state: TrainState, batch: feed.Batch, key: Any) -> TrainState:
+    def step(state: TrainState, batch: feed.Batch, key: Any, known: Any = None) -> TrainState:
         if len(batch.rows) == 1:
-            return one(state, batch, batch.rows[0], key)
-        return lax.scan(lambda state, chosen: (one(state, batch, chosen, key), None), state, batch.rows)[0]
+            return one(state, batch, batch.rows[0], key, known)
+        return lax.scan(lambda state, chosen: (one(state, batch, chosen, key, known), None), state, batch.rows)[0]
 
     everywhere, _ = feed.shardings(mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=everywhere, compiler_options=compiler_options())

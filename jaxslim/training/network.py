@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +36,10 @@ def load_trained(path: str | Path, **changes: Any) -> tuple[Loaded, TrainConfig,
 def build(config: TrainConfig, source: Loaded | None, images: data.Dataset) -> tuple[Any, Any]:
     """The Linen module and variables to start from: those of `source`, or new ones by the seed."""
     image = jnp.zeros((1, *images.train_images.shape[1:]))
-    classes, dtype = len(images.class_names), jnp.dtype(config.dtype)
     if source is not None:
-        module, variables = source.module, source.variables
-        module = module.clone(dtype=dtype) if hasattr(module, "dtype") else module
+        module, variables = _in_precision(source.module, config), source.variables
     else:
+        classes, dtype = len(images.class_names), jnp.dtype(config.dtype)
         module = models.build(config.model, dict(config.model_args), num_classes=classes, dtype=dtype)
         with _applied(config.model, image.shape[1:], "change image_size, channels or model_args"):
             variables = jax.jit(module.init)(jax.random.key(config.seed), image)
@@ -48,11 +47,46 @@ def build(config: TrainConfig, source: Loaded | None, images: data.Dataset) -> t
     return module, variables
 
 
+class Teacher(NamedTuple):
+    """A trained network whose outputs another one learns."""
+
+    logits: Callable[[Any, Any], jax.Array]
+    """`logits(variables, images)` -> (n, classes), in evaluation, of uint8 images (n, height, width, channels)."""
+    variables: Any
+
+
+def teacher(config: TrainConfig, images: data.Dataset) -> Teacher | None:
+    """The network of `distill_from`; None if the configuration names none, or gives its loss no weight.
+
+    Raises:
+      InputError: the checkpoint cannot be loaded, or its network does not fit the images.
+    """
+    if not config.distill_from:
+        return None
+    module, variables, meta = checkpoint.load(config.distill_from)
+    check_fit(module, variables, images, config.distill_from)
+    trained = from_json(fields, config.distill_from) if isinstance(fields := meta.get("config"), dict) else config
+    module = _in_precision(module, config)
+
+    def logits(variables: Any, pixels: jax.Array) -> jax.Array:
+        out: jax.Array = module.apply(variables, data.normalise(pixels, trained.mean, trained.std))
+        return out
+
+    return Teacher(logits, variables) if config.distill_weight else None
+
+
+def _in_precision(module: Any, config: TrainConfig) -> Any:
+    """A module that computes in the configuration's dtype, if it can."""
+    return module.clone(dtype=jnp.dtype(config.dtype)) if hasattr(module, "dtype") else module
+
+
 def check_fit(module: Any, variables: Any, images: data.Dataset, name: Any) -> None:
     """Refuse a data set of images that the network `name` cannot see, or with other classes than it tells apart."""
     shape = images.test_images.shape[1:]
     with _applied(name, shape, "give the image_size and channels that it was trained with"):
         logits = jax.eval_shape(module.apply, variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    if len(getattr(logits, "shape", ())) != 2:
+        raise InputError(f"{name} gives no logits (images, classes); give a checkpoint of a classifier.")
     if logits.shape[-1] != len(images.class_names):
         raise InputError(
             f"{name} tells {logits.shape[-1]} classes apart and {images.name} has {len(images.class_names)}; give the "
