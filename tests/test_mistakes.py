@@ -160,7 +160,7 @@ COMMAND_LINES = {
     "no out": ("prune sparse --ratio 0.5", "Missing from jaxslim prune: --out FOLDER"),
     "empty out": ("prune sparse --ratio 0.5 --out ''", "--out is empty; give a folder to make."),
     "no ratio": ("prune sparse --out new", "Give one of ratio, threshold, macs, params and latency, for example a"),
-    "ratio and threshold": (f"{CUT} --threshold 0.1", "params and latency, not ratio and threshold together, for example a"),
+    "ratio and threshold": (f"{CUT} --threshold 0.1", "params and latency, not ratio and threshold together, for"),
     "per cent": ("prune sparse --out new --ratio 70", "The ratio is 70.0; it must lie in [0, 1): 0.7 cuts 70 % of the"),
     "per cent with a sign": ("prune sparse --out new --ratio 70%", "could not convert string to float: '70%'"),
     "everything": ("prune sparse --out new --ratio 0.99", "A ratio of 0.99 cannot be met: with min_channels=1 and the"),
