@@ -21,6 +21,9 @@ from .slim.absorb import absorb as absorb
 from .slim.criteria import bn_scale_mask as bn_scale_mask
 from .slim.criteria import bn_scales as bn_scales
 from .slim.criteria import magnitude as magnitude
+from .slim.criteria import scale_mask as scale_mask
+from .slim.group_lasso import group_lasso_proximal as group_lasso_proximal
+from .slim.group_lasso import group_lasso_subgradient as group_lasso_subgradient
 from .slim.prune import Pruned as Pruned
 from .slim.prune import Report as Report
 from .slim.prune import prune as prune

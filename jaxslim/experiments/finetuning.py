@@ -17,8 +17,8 @@ def finetuning(path: str | Path, recipe: TrainConfig | None = None, **changes: A
     """The configuration that trains the network of a checkpoint on, with `changes` to its fields.
 
     The checkpoint decides the data and the network. Without a recipe, the run repeats the checkpoint's own training,
-    but without L1, and with a learning rate that falls along a cosine from a tenth of the checkpoint's. A checkpoint
-    that was fine-tuned before keeps its rate. The run's folder lies beside the checkpoint, under the name of the run.
+    but without a pull, and with a learning rate that falls along a cosine from a tenth of the checkpoint's. One that
+    was fine-tuned before keeps its rate. The run's folder lies beside the checkpoint, under the name of the run.
     """
     trained = _trained(path)
     if recipe or not trained:
@@ -28,12 +28,13 @@ def finetuning(path: str | Path, recipe: TrainConfig | None = None, **changes: A
         return dataclasses.replace(recipe, **known | {"init_from": str(path)} | changes)
     folder = home(path)
     name = changes.get("name", f"{folder.name}-finetuned")
-    tuned_before = trained.init_from and not trained.l1
+    tuned_before = trained.init_from and not trained.sparse
     own: dict[str, Any] = {
         "name": name,
         "workdir": str(folder.parent / name),
         "init_from": str(path),
         "l1": 0.0,
+        "group_lasso": 0.0,
         "schedule": "cosine",
         "learning_rate": trained.learning_rate / (1 if tuned_before else 10),
     }

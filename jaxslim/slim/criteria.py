@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.sparse import coo_array, eye_array
 
 from jaxslim.core.graph import ChannelGraph
-from jaxslim.core.paths import leaf_paths
+from jaxslim.core.groups import going_along
+from jaxslim.core.paths import Path, leaf_paths
 from jaxslim.errors import InputError
 
 
@@ -28,6 +28,49 @@ def bn_scale_mask(variables: Mapping[str, Any]) -> Any:
     params = variables["params"]
     found = [path[-1:] == ("scale",) and path[:-1] in means for path, _ in leaf_paths(params)]
     return jax.tree.unflatten(jax.tree.structure(params), found)
+
+
+def scale_mask(graph: ChannelGraph, params: Any, *, batch_only: bool = False) -> Any:
+    """Bools with the structure of `params`, true for the vectors that multiply channels which can be cut.
+
+    The graph knows them by what the network computes: the scales of all norms, and layer scales, under any name. Use it
+    as the mask of `l1_subgradient` and `l1_proximal`: network slimming (Liu et al., ICCV 2017, section 3) then needs no
+    BatchNorm. In place of a mask, both also take the function `functools.partial(scale_mask, graph)`.
+
+    Args:
+      graph: of the network.
+      params: the traced variables, or some of them, at the same paths.
+      batch_only: whether to take the scales of BatchNorm alone, by which the running variance of their layer divides.
+
+    Returns:
+      The mask.
+
+    Raises:
+      InputError: `params` holds no such vector.
+
+    Example:
+      >>> from jaxslim import trace
+      >>> params = {"a": np.ones((4, 8)), "gain": np.ones(8), "b": np.ones((8, 2))}
+      >>> graph = trace(lambda p, x: jax.nn.relu(p["gain"] * (x @ p["a"])) @ p["b"], params, np.ones((4,)))
+      >>> scale_mask(graph, params)
+      {'a': False, 'b': False, 'gain': True}
+    """
+    scales = set(graph.batch_scales if batch_only else graph.scales)
+    usable = {number for number in scales if any(units.any() for units in graph.units[number])}
+    mask = [leaf_number(graph, path) in usable for path, _ in leaf_paths(params)]
+    if not any(mask):
+        names = ", ".join("/".join(graph.paths[number]) for number in sorted(usable)[:4])
+        kind = "scale of a BatchNorm" if batch_only else "scale vector"
+        problem = f"The parameters hold no {kind} whose channels can be cut"
+        other = "pull on whole units with group_lasso_subgradient, or pass a mask of your own"
+        raise InputError(f"{problem}; {f'pass those that hold {names}' if names else other}.")
+    return jax.tree.unflatten(jax.tree.structure(params), mask)
+
+
+def leaf_number(graph: ChannelGraph, path: Path) -> int | None:
+    """`graph.find`, also for a path without the last name of an NNX variable: `nnx.Optimizer` takes that name away."""
+    number = graph.find(path)
+    return graph.find((*path, "value")) if number is None else number
 
 
 def bn_scales(variables: Mapping[str, Any]) -> Any:
@@ -89,19 +132,5 @@ def magnitude(graph: ChannelGraph, variables: Any) -> np.ndarray:
                 along = np.moveaxis(square, axis, 0).reshape(len(units), -1)
                 np.add.at(sums, units, np.stack([along.sum(1), np.full(len(units), along.shape[1])], axis=1))
     sums[0] = 0
-    squares, elements = (_going_along(graph) @ sums).T
+    squares, elements = (going_along(graph) @ sums).T
     return np.sqrt(squares / np.maximum(elements, 1))
-
-
-def _going_along(graph: ChannelGraph) -> Any:
-    """(num_units + 1, num_units + 1) sparse: 1 where the unit of the column goes if that of the row goes."""
-    size = graph.num_units + 1
-    below, above = graph.below
-    goes = eye_array(size, dtype=np.int64, format="csr") + coo_array(
-        (np.ones(len(below), np.int64), (above, below)), (size, size)
-    )
-    while True:  # below what is below
-        before, goes = goes.nnz, goes @ goes
-        goes.data[:] = 1
-        if goes.nnz == before:
-            return goes

@@ -13,12 +13,12 @@ from jax import lax
 
 from jaxslim import data
 from jaxslim.ops import compiler_options
-from jaxslim.slim.criteria import bn_scale_mask, scale_values
+from jaxslim.slim.criteria import scale_values
 from jaxslim.storage import checkpoint
 from jaxslim.training import feed
 from jaxslim.training.config import TrainConfig
 from jaxslim.training.evaluation import Evaluation, evaluator
-from jaxslim.training.network import build, load
+from jaxslim.training.network import build, load, pulled
 from jaxslim.training.optimizer import learning_rates, losses, optimizer
 from jaxslim.training.run import Run, Trained
 
@@ -63,7 +63,8 @@ def train(config: TrainConfig) -> Trained:
 
         module, variables = build(config, source, images)
         rate = learning_rates(config, batches.steps_per_epoch)
-        tx = optimizer(config, rate, bn_scale_mask(variables))
+        mask, graph = pulled(config, module, variables, images.train_images.shape[1:])
+        tx = optimizer(config, rate, mask, graph, config.epochs * batches.steps_per_epoch)
         step = train_step(config, module, tx, mesh)
         test = evaluator(config, module, mesh, images.test_images, images.test_labels)
         choose = evaluator(config, module, mesh, *held_out) if held_out else None
