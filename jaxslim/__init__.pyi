@@ -21,7 +21,10 @@ from .slim import criteria as criteria
 from .slim.absorb import absorb as absorb
 from .slim.criteria.scales import bn_scale_mask as bn_scale_mask
 from .slim.criteria.scales import bn_scales as bn_scales
+from .slim.criteria.scales import scale_mask as scale_mask
 from .slim.distillation import distillation as distillation
+from .slim.group_lasso import group_lasso_proximal as group_lasso_proximal
+from .slim.group_lasso import group_lasso_subgradient as group_lasso_subgradient
 from .slim.latency import latency as latency
 from .slim.progressive import Progressive as Progressive
 from .slim.progressive import gradual as gradual

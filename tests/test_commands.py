@@ -428,6 +428,15 @@ def test_a_checkpoint_that_was_fine_tuned_keeps_its_rate(home, tmp_path):
     assert (again.learning_rate, again.schedule, again.workdir) == (0.01, "cosine", f"{tmp_path}/tuned-finetuned")
 
 
+def test_fine_tuning_goes_on_without_the_pull_on_channels(home, tmp_path):
+    """A run from a checkpoint that pulls still is no fine-tuning: the next one lowers its rate."""
+    module, variables, _ = checkpoint.load(home / "pruned")
+    config = dataclasses.replace(finetuning(home / "pruned"), group_lasso=0.25, learning_rate=0.5)
+    jaxslim.save(tmp_path / "sparse", module, variables, {"config": dataclasses.asdict(config)})
+    tuned = finetuning(tmp_path / "sparse")
+    assert (tuned.group_lasso, tuned.l1, tuned.learning_rate) == (0.0, 0.0, 0.05)
+
+
 def test_a_checkpoint_without_a_configuration(call, home, tmp_path):
     module, variables, meta = checkpoint.load(home / "pruned")
     jaxslim.save(tmp_path / "bare", module, variables, {"image_shape": meta["image_shape"]})

@@ -16,10 +16,12 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import jaxslim
 from jaxslim import data
@@ -28,6 +30,8 @@ from jaxslim.errors import DivergedError, InputError, StoppedError
 from jaxslim.experiments.cutting import save_cut
 from jaxslim.files import locked
 from jaxslim.models import VGG
+from jaxslim.models.registry import MODELS
+from jaxslim.slim.criteria.scales import bn_scale_mask
 from jaxslim.storage import checkpoint
 from jaxslim.storage.history import steps_saved
 from jaxslim.training import feed, loop, saver
@@ -107,7 +111,7 @@ def training_state(path):
     """Optimizer state and sums of a checkpoint of `tiny`."""
     _, variables, meta = checkpoint.load(path)
     config = from_json(meta["config"], "run")
-    tx = optimizer(config, learning_rates(config, STEPS), loop.bn_scale_mask(variables))
+    tx = optimizer(config, learning_rates(config, STEPS), bn_scale_mask(variables))
     like = (tx.init(variables["params"]), loop.Sums(*jax.numpy.zeros(3)))
     return checkpoint.restore_training(checkpoint.find(path), like)
 
@@ -739,6 +743,58 @@ def test_the_checkpoint_before_a_divergence_stays(tmp_path, monkeypatch, whole, 
     assert [row["epoch"] for row in rows(tmp_path / "run")] == [1, 2]
     train(tiny(tmp_path))  # the break is gone
     assert_same_run(tmp_path / "run", whole.folder)
+
+
+# Pulls on whole channels, and on scales of other norms
+
+
+def test_group_lasso_empties_channels_and_goes_on_after_an_interruption(tmp_path, monkeypatch):
+    pull = {"l1": 0.0, "group_lasso": 0.2, "group_lasso_growth": 0.5, "l1_method": "proximal", "epochs": 2}
+    whole = train(tiny(tmp_path / "whole", **pull))
+    with monkeypatch.context() as patch:
+        interrupt(patch, "train_step", 8)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(tmp_path / "broken", **pull))
+    again = train(tiny(tmp_path / "broken", **pull))
+    assert_same_arrays(checkpoint.load(whole.folder).variables, checkpoint.load(again.folder).variables)
+    _, variables, meta = checkpoint.load(whole.folder)
+    assert meta["kind"] == "sparse"
+    first, norm, second = (variables["params"][name] for name in ("conv0", "bn0", "conv1"))
+    empty = np.asarray(norm["scale"] == 0)
+    assert empty.sum() > 0
+    for leaf in (first["kernel"], norm["bias"], np.swapaxes(second["kernel"], 2, 3)):
+        assert not np.asarray(leaf)[..., empty].any()
+
+
+class Normed(nn.Module):
+    """Without BatchNorm; its scales are those of a LayerNorm, if it has one."""
+
+    num_classes: int
+    dtype: Any = np.float32
+    norm: bool = True
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Dense(6, name="one")(images.reshape(len(images), -1))
+        x = nn.LayerNorm(name="norm")(x) if self.norm else x
+        return nn.Dense(self.num_classes, name="two")(nn.relu(x))
+
+
+def test_l1_pulls_on_other_scales_where_there_is_no_batch_norm(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "normed", Normed)
+    own = {"model": "normed", "model_args": {}, "l1_method": "proximal", "epochs": 1}
+    for name, l1 in (("free", 0.0), ("pulled", 1e3)):
+        params = checkpoint.load(train(tiny(tmp_path / name, **own, l1=l1)).folder).variables["params"]
+        assert bool(params["norm"]["scale"].any()) == (l1 == 0)
+        assert params["one"]["kernel"].any()
+    with pytest.raises(InputError) as caught:
+        train(tiny(tmp_path / "none", **own | {"model_args": {"norm": False}}))
+    assert str(caught.value) == "Normed has no scales that L1 could pull on; train it with group_lasso."
+    emptied = train(tiny(tmp_path / "lasso", **own | {"model_args": {"norm": False}}, l1=0.0, group_lasso=1e3))
+    params = checkpoint.load(emptied.folder).variables["params"]
+    assert not params["one"]["kernel"].any()
+    assert not params["two"]["kernel"].any()
+    assert params["two"]["bias"].any()
 
 
 # Fine-tuning

@@ -264,6 +264,7 @@ STEPS = [
     "trace",
     "bn_scales",
     "bn_scale_mask",
+    "scale_mask",
     "plan",
     "cut",
     "mask",
@@ -273,7 +274,8 @@ STEPS = [
     "prune",
     "count",
 ]
-TRAINING = ["l1_subgradient", "l1_proximal", "distillation", "TrainConfig", "save", "load"]
+PULLS = ["l1_subgradient", "l1_proximal", "group_lasso_subgradient", "group_lasso_proximal"]
+TRAINING = [*PULLS, "distillation", "TrainConfig", "save", "load"]
 RESULTS = ["ChannelGraph", "Plan", "Pruned", "Cost", "Loaded", "InputError"]
 
 

@@ -24,6 +24,7 @@ from flax import traverse_util
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import jaxslim
 from jaxslim import data
 from jaxslim.errors import InputError
 from jaxslim.models import VGG
@@ -228,6 +229,24 @@ def test_one_step_of_the_optimizer_by_hand(decay_scales, method):
     else:  # the threshold is 0.1 * 0.01 / (1 - 0.75)
         expected = [2 - 0.1 * (3 + 2 * decay) - 0.004, 0.001 - 0.1 * (3 + 0.001 * decay) + 0.004]
     np.testing.assert_allclose(after["scale"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["subgradient", "proximal"])
+def test_group_lasso_in_the_optimizer_by_hand(method):
+    """The one unit has the elements 3 and 4; half of the run of four steps is for growing, and step 1 pulls by half."""
+    params = {"a": jnp.array([[3.0]]), "b": jnp.array([[4.0]])}
+    graph = jaxslim.trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, np.ones((1, 1)))
+    config = TrainConfig(
+        group_lasso=0.02, group_lasso_growth=0.5, l1_method=method, weight_decay=0.0, momentum=0.75, lr_drops=()
+    )
+    tx = optimizer(config, lambda _: 0.1, {"a": False, "b": False}, graph, 4)
+    state, found = tx.init(params), []
+    for _ in range(2):
+        updates, state = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, params), state, params)
+        found.append(updates["a"][0, 0])
+    unit = np.sqrt(2) * 3 / 5
+    pulled = 0.1 * 0.01 * unit / (0.25 if method == "proximal" else 1)
+    np.testing.assert_allclose(found, [0, -pulled], rtol=1e-4)
 
 
 def test_batches_for_recalibration_are_as_in_training():

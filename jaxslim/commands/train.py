@@ -11,11 +11,11 @@ from jaxslim.errors import InputError
 from jaxslim.experiments.configs import load_config, packaged, summaries
 from jaxslim.training.config import DIGITS, TrainConfig
 
-DESCRIPTION = """Train a network, with sparsity if --l1 is above 0. The same command continues a run that was stopped.
-CONFIG is a name that --list shows, or a Python file; its values are then the defaults below. Without it, a small VGG
-learns the digits that come with scikit-learn. With --init-from CHECKPOINT, that network is fine-tuned: the checkpoint
-decides the data, and the recipe too if there is no CONFIG. In --model-args, commas make a list: widths=16,32,M,64 or,
-for a single number, widths=16, with the comma."""
+DESCRIPTION = """Train a network, with sparsity if --l1 or --group-lasso is above 0. The same command continues a run
+that was stopped. CONFIG is a name that --list shows, or a Python file; its values are then the defaults below. Without
+it, a small VGG learns the digits that come with scikit-learn. With --init-from CHECKPOINT, that network is fine-tuned:
+the checkpoint decides the data, and the recipe too if there is no CONFIG. In --model-args, commas make a list:
+widths=16,32,M,64 or, for a single number, widths=16, with the comma."""
 EXAMPLES = (
     "jaxslim train",
     "jaxslim train --list",
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         config = _parse(words, _fit_channels(words, recipe or _without_config(words)))
         if not named:
             images = "the digits of scikit-learn" if config.dataset == "digits" else config.dataset
-            how = "with" if config.l1 else "without"
+            how = "with" if config.sparse else "without"
             print(f"No CONFIG given: training on {images} {how} sparsity; --list shows the configs.", flush=True)
 
     import jax
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         if not config.compilation_cache:
             jax.config.update("jax_enable_compilation_cache", False)
         folder = train(config).folder
-        if is_first() and config.l1:
+        if is_first() and config.sparse:
             cut = {"ratio": 0.7, "out": folder.with_name(f"{folder.name}-pruned")}
             print(f"Next: {command_line('sweep', folder)}\nor:   {command_line('prune', folder, **cut)}")
         elif is_first():

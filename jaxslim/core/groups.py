@@ -1,8 +1,10 @@
-"""Which units are channels of one layer, and which layers are alike."""
+"""Which units are channels of one layer, which layers are alike, and which units go with another."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from scipy.sparse import coo_array, eye_array
 
 from jaxslim.core.graph import ChannelGraph
 
@@ -65,3 +67,17 @@ def share_below(score: np.ndarray, group: np.ndarray) -> np.ndarray:
     shares = np.empty(len(score))
     shares[order] = (rank + 1) / np.repeat(number, number)
     return shares
+
+
+def going_along(graph: ChannelGraph) -> Any:
+    """(num_units + 1, num_units + 1) sparse: 1 where the unit of the column goes if that of the row goes."""
+    size = graph.num_units + 1
+    below, above = graph.below
+    goes = eye_array(size, dtype=np.int64, format="csr") + coo_array(
+        (np.ones(len(below), np.int64), (above, below)), (size, size)
+    )
+    while True:  # below what is below
+        before, goes = goes.nnz, goes @ goes
+        goes.data[:] = 1
+        if goes.nnz == before:
+            return goes

@@ -17,7 +17,7 @@ def finetuning(path: str | Path, recipe: TrainConfig | None = None, **changes: A
     """The configuration that trains the network of a checkpoint on, with `changes` to its fields.
 
     The checkpoint decides the data and the network. Without a recipe, the run repeats the checkpoint's own training,
-    but without L1 and without a teacher, and with a learning rate that falls along a cosine from a tenth of the
+    but without a pull or a teacher, and with a learning rate that falls along a cosine from a tenth of the
     checkpoint's. A checkpoint that was fine-tuned before keeps its rate. The run's folder lies beside the checkpoint,
     under the name of the run.
     """
@@ -29,13 +29,14 @@ def finetuning(path: str | Path, recipe: TrainConfig | None = None, **changes: A
         return dataclasses.replace(recipe, **known | {"init_from": str(path)} | changes)
     folder = home(path)
     name = changes.get("name", f"{folder.name}-finetuned")
-    tuned_before = trained.init_from and not trained.l1
+    tuned_before = trained.init_from and not trained.sparse
     own: dict[str, Any] = {
         "name": name,
         "workdir": str(folder.parent / name),
         "init_from": str(path),
         "distill_from": None,
         "l1": 0.0,
+        "group_lasso": 0.0,
         "schedule": "cosine",
         "learning_rate": trained.learning_rate / (1 if tuned_before else 10),
     }

@@ -20,7 +20,7 @@ def l1_subgradient(strength: float, mask: Any) -> optax.GradientTransformation:
     Args:
       strength: lambda of the paper; 1e-4 for VGG on CIFAR.
       mask: bools with the structure of the parameters (or a prefix of it), or a function that makes them from the
-        parameters; see `bn_scale_mask`.
+        parameters; see `bn_scale_mask` and `scale_mask`.
 
     Raises:
       InputError: `strength` is negative or not a number; later, `init` and `update` refuse a mask that does not fit the

@@ -13,13 +13,13 @@ from jax import lax
 
 from jaxslim import data
 from jaxslim.ops import compiler_options
-from jaxslim.slim.criteria.scales import bn_scale_mask, scale_values
+from jaxslim.slim.criteria.scales import scale_values
 from jaxslim.slim.distillation import distillation
 from jaxslim.storage import checkpoint
 from jaxslim.training import feed
 from jaxslim.training.config import TrainConfig
 from jaxslim.training.evaluation import Evaluation, evaluator
-from jaxslim.training.network import Teacher, build, load, teacher
+from jaxslim.training.network import Teacher, build, load, pulled, teacher
 from jaxslim.training.optimizer import learning_rates, losses, optimizer
 from jaxslim.training.run import Run, Trained
 
@@ -64,7 +64,8 @@ def train(config: TrainConfig) -> Trained:
 
         module, variables = build(config, source, images)
         rate = learning_rates(config, batches.steps_per_epoch)
-        tx = optimizer(config, rate, bn_scale_mask(variables))
+        mask, graph = pulled(config, module, variables, images.train_images.shape[1:])
+        tx = optimizer(config, rate, mask, graph, config.epochs * batches.steps_per_epoch)
         guide = teacher(config, images)
         step = train_step(config, module, tx, mesh, guide)
         test = evaluator(config, module, mesh, images.test_images, images.test_labels)

@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxslim import data, models
+from jaxslim.core.graph import ChannelGraph
 from jaxslim.errors import InputError, first_line
+from jaxslim.slim.criteria.scales import bn_scale_mask, scale_mask
+from jaxslim.slim.kinds import network
+from jaxslim.slim.prune import traced
 from jaxslim.storage import checkpoint
 from jaxslim.storage.checkpoint import Loaded
 from jaxslim.training.config import TrainConfig, from_json
@@ -78,6 +82,31 @@ def teacher(config: TrainConfig, images: data.Dataset) -> Teacher | None:
 def _in_precision(module: Any, config: TrainConfig) -> Any:
     """A module that computes in the configuration's dtype, if it can."""
     return module.clone(dtype=jnp.dtype(config.dtype)) if hasattr(module, "dtype") else module
+
+
+def pulled(
+    config: TrainConfig, module: Any, variables: Any, image_shape: tuple[int, ...]
+) -> tuple[Any, ChannelGraph | None]:
+    """What the pulls of a configuration need to know of a Linen module.
+
+    Returns:
+      Bools with the structure of `params`, true for the scales of BatchNorm; for L1 on a network without BatchNorm,
+      true for all scale vectors that the trace finds. And the graph, or None if no pull needs it.
+
+    Raises:
+      InputError: L1 is asked for, and the network has no scale vectors.
+    """
+    mask = bn_scale_mask(variables)
+    normalised = any(jax.tree.leaves(mask))
+    if not config.group_lasso and (normalised or not config.l1):
+        return mask, None
+    images = (jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),)
+    graph = traced(network(module, variables, images), images)
+    if config.l1 and not normalised:
+        if not graph.scales:
+            raise InputError(f"{type(module).__name__} has no scales that L1 could pull on; train it with group_lasso.")
+        mask = scale_mask(graph, variables["params"])
+    return mask, graph
 
 
 def check_fit(module: Any, variables: Any, images: data.Dataset, name: Any) -> None:

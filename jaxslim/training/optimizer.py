@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxslim.core.graph import ChannelGraph
 from jaxslim.errors import InputError, first_line
+from jaxslim.slim.group_lasso import group_lasso_proximal, group_lasso_subgradient
 from jaxslim.slim.sparsify import l1_proximal, l1_subgradient
 from jaxslim.training.config import TrainConfig
 
@@ -30,11 +32,14 @@ def learning_rates(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
     return optax.piecewise_constant_schedule(config.learning_rate, factors)
 
 
-def optimizer(config: TrainConfig, rate: optax.Schedule, scale_mask: Any) -> optax.GradientTransformation:
-    """The optax chain of a configuration: L1 subgradient, weight decay, the optimizer, proximal L1.
+def optimizer(
+    config: TrainConfig, rate: optax.Schedule, scale_mask: Any, graph: ChannelGraph | None = None, steps: int = 0
+) -> optax.GradientTransformation:
+    """The optax chain of a configuration: subgradients, weight decay, the optimizer, proximal steps.
 
     With the defaults and `l1`, this is SGD as the PyTorch reference does it. `scale_mask` has the structure of the
-    parameters and is true for the scales that L1 pulls on; without `decay_scales`, weight decay spares them.
+    parameters and is true for the scales that L1 pulls on; without `decay_scales`, weight decay spares them. Group
+    lasso needs the graph of the network, and the steps of the whole run if its strength grows.
     """
     make = getattr(optax, config.optimizer, None)
     if not callable(make) or "learning_rate" not in inspect.signature(make).parameters:
@@ -44,18 +49,18 @@ def optimizer(config: TrainConfig, rate: optax.Schedule, scale_mask: Any) -> opt
     arguments: dict[str, Any] = {"momentum": config.momentum, "weight_decay": config.weight_decay, "mask": decayed}
     arguments = {name: value for name, value in arguments.items() if name in takes} | dict(config.optimizer_args)
     before, after = [], []
+    gathered = 1 - config.momentum if "momentum" in takes else 1
     if config.l1 and config.l1_method == "proximal":
-        gathered = 1 - config.momentum if "momentum" in takes else 1
         after = [l1_proximal(config.l1 / gathered, rate, scale_mask)]
     elif config.l1:
         before = [l1_subgradient(config.l1, scale_mask)]
     if "weight_decay" not in takes:
         before.append(optax.add_decayed_weights(config.weight_decay, decayed))
     try:
-        chain = optax.chain(*before, make(rate, **arguments), *after)
+        links = [*before, make(rate, **arguments), *after]
+        chain = optax.chain(*links)
         params = jax.tree.map(lambda _: jnp.zeros(2), scale_mask)
         jax.eval_shape(lambda p: chain.update(p, chain.init(p), p), params)  # or the first step would fail
-        return chain
     except InputError:
         raise
     except Exception as error:  # whatever optax and JAX find wrong
@@ -64,6 +69,17 @@ def optimizer(config: TrainConfig, rate: optax.Schedule, scale_mask: Any) -> opt
             f"optimizer {config.optimizer} cannot be used with the optimizer_args {dict(config.optimizer_args)} "
             f"({first_line(error)}); its arguments are {known}."
         ) from error
+    if not (config.group_lasso and graph):
+        return chain
+    if config.l1_method == "proximal":
+        return optax.chain(*links, group_lasso_proximal(_growing(config, steps, 1 / gathered), rate, graph))
+    return optax.chain(group_lasso_subgradient(_growing(config, steps), graph), *links)
+
+
+def _growing(config: TrainConfig, steps: int, factor: float = 1.0) -> optax.Schedule:
+    """The strength of group lasso at each step of the run, times a factor."""
+    strength, over = factor * config.group_lasso, round(config.group_lasso_growth * steps)
+    return optax.linear_schedule(0.0, strength, over) if over else optax.constant_schedule(strength)
 
 
 def losses(config: TrainConfig) -> Callable[[jax.Array, jax.Array], jax.Array]:

@@ -73,7 +73,7 @@ class Run(contextlib.ExitStack):
         config = self._config
         self._module, self._steps_per_epoch, self._epoch = module, steps_per_epoch, 0
         self._lineage = {
-            "kind": "fine-tuned" if source else "sparse" if config.l1 else "dense",
+            "kind": "fine-tuned" if source else "sparse" if config.sparse else "dense",
             "config": dataclasses.asdict(config),
             "parent": source
             and {**checkpoint.parent(str(config.init_from), source.meta), "plan": source.meta.get("plan")},

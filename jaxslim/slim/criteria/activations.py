@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from jaxslim.core.graph import ChannelGraph
+from jaxslim.core.groups import going_along
 from jaxslim.core.observe import observed
 from jaxslim.errors import InputError
-from jaxslim.slim.criteria.units import going_along
 
 
 def activation(

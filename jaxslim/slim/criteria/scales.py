@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.layers import channel_axis
-from jaxslim.core.paths import leaf_paths
+from jaxslim.core.paths import Path, leaf_paths
 from jaxslim.errors import InputError
 from jaxslim.slim.criteria.units import Reduce, reduced
 
@@ -29,6 +29,49 @@ def bn_scale_mask(variables: Mapping[str, Any]) -> Any:
     params = variables["params"]
     found = [path[-1:] == ("scale",) and path[:-1] in means for path, _ in leaf_paths(params)]
     return jax.tree.unflatten(jax.tree.structure(params), found)
+
+
+def scale_mask(graph: ChannelGraph, params: Any, *, batch_only: bool = False) -> Any:
+    """Bools with the structure of `params`, true for the vectors that multiply channels which can be cut.
+
+    The graph knows them by what the network computes: the scales of all norms, and layer scales, under any name. Use it
+    as the mask of `l1_subgradient` and `l1_proximal`: network slimming (Liu et al., ICCV 2017, section 3) then needs no
+    BatchNorm. In place of a mask, both also take the function `functools.partial(scale_mask, graph)`.
+
+    Args:
+      graph: of the network.
+      params: the traced variables, or some of them, at the same paths.
+      batch_only: whether to take the scales of BatchNorm alone, by which the running variance of their layer divides.
+
+    Returns:
+      The mask.
+
+    Raises:
+      InputError: `params` holds no such vector.
+
+    Example:
+      >>> from jaxslim import trace
+      >>> params = {"a": np.ones((4, 8)), "gain": np.ones(8), "b": np.ones((8, 2))}
+      >>> graph = trace(lambda p, x: jax.nn.relu(p["gain"] * (x @ p["a"])) @ p["b"], params, np.ones((4,)))
+      >>> scale_mask(graph, params)
+      {'a': False, 'b': False, 'gain': True}
+    """
+    scales = set(graph.batch_scales if batch_only else graph.scales)
+    usable = {number for number in scales if any(units.any() for units in graph.units[number])}
+    mask = [leaf_number(graph, path) in usable for path, _ in leaf_paths(params)]
+    if not any(mask):
+        names = ", ".join("/".join(graph.paths[number]) for number in sorted(usable)[:4])
+        kind = "scale of a BatchNorm" if batch_only else "scale vector"
+        problem = f"The parameters hold no {kind} whose channels can be cut"
+        other = "pull on whole units with group_lasso_subgradient, or pass a mask of your own"
+        raise InputError(f"{problem}; {f'pass those that hold {names}' if names else other}.")
+    return jax.tree.unflatten(jax.tree.structure(params), mask)
+
+
+def leaf_number(graph: ChannelGraph, path: Path) -> int | None:
+    """`graph.find`, also for a path without the last name of an NNX variable: `nnx.Optimizer` takes that name away."""
+    number = graph.find(path)
+    return graph.find((*path, "value")) if number is None else number
 
 
 def bn_scales(variables: Mapping[str, Any]) -> Any:

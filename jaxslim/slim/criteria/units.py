@@ -5,10 +5,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from scipy.sparse import coo_array, eye_array
 
 from jaxslim.core.graph import ChannelGraph
-from jaxslim.core.groups import groups
+from jaxslim.core.groups import going_along, groups
 from jaxslim.core.paths import leaf_paths
 from jaxslim.errors import InputError
 
@@ -70,20 +69,6 @@ def reduced(
     sums[0] = 0
     total, slices = (going_along(graph) @ sums if along else sums).T
     return total if how == "sum" else total / np.maximum(slices, 1)
-
-
-def going_along(graph: ChannelGraph) -> Any:
-    """(num_units + 1, num_units + 1) sparse: 1 where the unit of the column goes if that of the row goes."""
-    size = graph.num_units + 1
-    below, above = graph.below
-    goes = eye_array(size, dtype=np.int64, format="csr") + coo_array(
-        (np.ones(len(below), np.int64), (above, below)), (size, size)
-    )
-    while True:  # below what is below
-        before, goes = goes.nnz, goes @ goes
-        goes.data[:] = 1
-        if goes.nnz == before:
-            return goes
 
 
 def normalized(graph: ChannelGraph, scores: np.ndarray, how: Normalize | None) -> np.ndarray:
