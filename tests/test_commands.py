@@ -24,6 +24,7 @@ from test_loop import contents, handled, rows, tiny, write_data
 import jaxslim
 from jaxslim.commands import cli, evaluate
 from jaxslim.commands import main as every_command
+from jaxslim.commands import multipass as multipass_command
 from jaxslim.commands import prune as prune_command
 from jaxslim.commands import sensitivity as sensitivity_command
 from jaxslim.commands import sweep as sweep_command
@@ -32,6 +33,8 @@ from jaxslim.commands.arguments import parse
 from jaxslim.errors import InputError
 from jaxslim.experiments.cutting import save_cut
 from jaxslim.experiments.finetuning import check_unchanged, finetuning
+from jaxslim.experiments.passes import multipass
+from jaxslim.slim.criteria.scales import scale_values
 from jaxslim.storage import checkpoint
 from jaxslim.training.config import DIGITS, TrainConfig
 from jaxslim.training.loop import train
@@ -43,6 +46,7 @@ COMMANDS = {
     "sweep": sweep_command,
     "sensitivity": sensitivity_command,
     "prune": prune_command,
+    "multipass": multipass_command,
     "evaluate": evaluate,
 }
 
@@ -309,6 +313,11 @@ def test_every_field_has_its_option(call, trained):
         decay_scales=False,
         l1=1e-3,
         l1_method="proximal",
+        group_lasso=1e-4,
+        group_lasso_growth=0.5,
+        progressive=0.5,
+        progressive_steps=3,
+        progressive_schedule="linear",
         save_every=3,
         seed=7,
         eval_batch_size=32,
@@ -474,7 +483,7 @@ def test_the_command_fine_tunes_a_checkpoint(call, trained, home, monkeypatch):
 
 def layers(out):
     """Rows of the table that prune prints: name, channels before and after, share cut, protected."""
-    return re.findall(r"│ (\S+) +│ +(\d+) │ +(\d+) │ +(\d+)% │ (\S*)", out)
+    return re.findall(r"^(\S+) +(\d+) +(\d+) +(\d+)% *(\S*)$", out, re.MULTILINE)
 
 
 def test_prune_prints_sizes_and_accuracies(call, home, tmp_path):
@@ -574,3 +583,73 @@ def test_a_disk_that_takes_no_more_is_one_line_a_save(tmp_path):
     assert re.search(r"^jaxslim: \S+/run/checkpoints/12: .*has room\.$", done.stderr, re.MULTILINE)
     assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*")) == []
     assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 2
+
+
+# Several passes, and targets
+
+
+def test_each_pass_cuts_up_to_the_median_and_trains_on(call, home, tmp_path):
+    done = call(multipass_command, home / "sparse", "--passes", 2, "--epochs", 1, "--out", tmp_path / "passes")
+    assert (done.code, done.err) == (0, "")
+    rows = re.findall(r"^ *(\d) +([\d.]+)%(?: +([\d,]+) +([\d,]+))?$", done.out, re.MULTILINE)
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    source, layers = home / "sparse", []
+    for number in (1, 2):
+        cut = checkpoint.load(tmp_path / "passes" / f"pass-{number}-cut")
+        scales = np.sort(scale_values(checkpoint.load(source).variables))
+        assert cut.meta["plan"]["threshold"] == float(scales[len(scales) // 2 - 1])
+        assert all(layer["after"] >= layer["before"] / 2 for layer in cut.meta["plan"]["layers"])
+        source = tmp_path / "passes" / f"pass-{number}"
+        config = json.loads((source / "config.json").read_text())
+        assert config["l1"] == checkpoint.load(home / "sparse").meta["config"]["l1"] > 0
+        layers.append([layer["after"] for layer in cut.meta["plan"]["layers"]])
+        assert rows[number][2] == f"{cut.meta['cost']['params']:,}"
+    assert sum(layers[1]) < sum(layers[0])
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "passes").rglob("checksums.json")}
+    again = call(multipass_command, home / "sparse", "--passes", 2, "--epochs", 1, "--out", tmp_path / "passes")
+    assert again.out.splitlines()[-4:] == done.out.splitlines()[-4:]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "passes").rglob("checksums.json")} == before
+
+
+def test_the_scheme_needs_sparsity(home, tmp_path):
+    with pytest.raises(jaxslim.InputError, match="was not trained with L1, which the scheme needs; train with --l1"):
+        next(multipass(home / "dense", tmp_path / "out"))
+    with pytest.raises(jaxslim.InputError, match="passes is 0; it must be at least 1"):
+        next(multipass(home / "sparse", tmp_path / "out", 0))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--macs", "0.5"), r"channels    macs: [1-4]\d\.\d\d% left, 50\.00% wanted, cut"),
+        (
+            ("--params", "0.6", "--criterion", "magnitude", "--scope", "layer"),
+            r"params: [3-5]\d\.\d\d% left, 60\.00% wa",
+        ),
+        (("--macs", "0.6", "--criterion", "taylor"), r"macs: [2-5]\d\.\d\d% left, 60\.00% wanted"),
+        (("--ratio", "0.5", "--criterion", "activation"), r"requested 50\.00%, cut"),
+        (("--latency", "100s"), r"latency: [\d.]+ ms, 100s wanted, cut 0\.00%"),
+    ],
+)
+def test_prune_meets_targets_by_any_criterion(call, home, tmp_path, words, said):
+    done = call(prune_command, home / "sparse", *words, "--out", tmp_path / "cut")
+    assert (done.code, done.err) == (0, "")
+    assert re.search(said, done.out), done.out
+    made = checkpoint.load(tmp_path / "cut").meta["plan"]
+    assert made.get("criterion") == dict(zip(words, words[1:], strict=False)).get("--criterion")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--macs", "0.00001"), "jaxslim: macs=1e-05 cannot be met: with min_channels=1 and the layers left alone"),
+        (("--latency", "soon"), "jaxslim: The latency is 'soon'; give a share such as 0.5, or a time such as"),
+        (("--macs", "2"), "jaxslim: macs is 2.0; it must be a share in (0, 1): 0.5 leaves half."),
+    ],
+)
+def test_targets_that_cannot_be_met(call, home, tmp_path, words, message):
+    done = call(prune_command, home / "sparse", *words, "--out", tmp_path / "cut")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(message)
+    assert not (tmp_path / "cut").exists()

@@ -893,3 +893,59 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError):
         train(config)
+
+
+SHRINKS = {"progressive": 0.5, "progressive_steps": 2, "progressive_schedule": "linear"}
+
+
+@pytest.fixture(scope="module")
+def shrunk(tmp_path_factory):
+    return train(tiny(tmp_path_factory.mktemp("shrunk"), **SHRINKS))
+
+
+def test_a_run_cuts_its_network_in_steps(shrunk):
+    """Of 12 channels 3 go before epoch 2 and 3 before epoch 3; the best epoch is one of the final size."""
+    assert [row["to_cut"] for row in rows(shrunk.folder)] == [6, 3, 0, 0]
+    assert checkpoint.find(shrunk.folder / "best").name in ("18", "24")
+    loaded = checkpoint.load(shrunk.folder / "latest")
+    assert sum(width for width in loaded.module.widths if width != "M") == 6
+    assert loaded.meta["kind"] == "pruned"
+    shapes = jax.tree.map(np.shape, loaded.module.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32)))
+    assert jax.tree.map(np.shape, loaded.variables) == shapes
+
+
+@pytest.mark.parametrize("call", [3, 6, 9, 12, 15])
+def test_a_run_that_shrinks_goes_on_where_it_was_stopped(tmp_path, monkeypatch, shrunk, call):
+    """Before the first cut, at the ends of epochs, and between the cuts."""
+    counted = iter(range(1, 100))
+
+    def signalled(build):
+        def built(*args):
+            function = build(*args)
+
+            def step(*args):
+                if next(counted) == call:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return function(*args)
+
+            return step
+
+        return built
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", signalled(loop.train_step))
+        with pytest.raises(StoppedError):
+            train(tiny(tmp_path, **SHRINKS))
+    assert steps_saved(tmp_path / "run")[-1] == call
+    assert_same_run(train(tiny(tmp_path, **SHRINKS)).folder, shrunk.folder)
+
+
+def test_a_cut_network_is_cut_on_while_it_trains(tmp_path, shrunk):
+    again = train(tiny(tmp_path, init_from=str(shrunk.folder), **SHRINKS))
+    widths = checkpoint.load(shrunk.folder).module.widths
+    total = sum(width for width in widths if width not in ("M", 1))  # a layer's last channel stays
+    first, both = int(total * 0.25), int(total * 0.5)
+    assert [row["to_cut"] for row in rows(again.folder)] == [both, both - first, 0, 0]
+    with pytest.raises(InputError, match="progressive cuts between epochs, and there is 1; give at least 2 epochs"):
+        train(tiny(tmp_path / "short", epochs=1, **SHRINKS))
+    assert not (tmp_path / "short" / "run").exists()

@@ -121,7 +121,10 @@ COMMAND_LINES = {
     ),
     "a width of none": (f"{NEW} --model-args widths=8,0", "widths hold 0; each must be a positive number of channels"),
     "a small m": (f"{NEW} --model-args widths=8,m", "widths hold 'm'; each must be a positive number of channels or"),
-    "no convolution": (f"{NEW} --model-args widths=M,", "The mask is true for no parameter, so L1 would pull on nothi"),
+    "no convolution": (
+        f"{NEW} --model-args widths=M,",
+        "VGG has no scales that L1 could pull on; train it with group_l",
+    ),
     "small images": (f"{NEW} --image-size 1", "1 poolings shrink images of 1x1 pixels to nothing; use larger images"),
     "two means": ("train --channels 3 --mean 0 0", "mean has 2 numbers for 3 channels; give one a channel."),
     "unknown augmentation": (
@@ -160,7 +163,10 @@ COMMAND_LINES = {
     "no out": ("prune sparse --ratio 0.5", "Missing from jaxslim prune: --out FOLDER"),
     "empty out": ("prune sparse --ratio 0.5 --out ''", "--out is empty; give a folder to make."),
     "no ratio": ("prune sparse --out new", "Give one of ratio, threshold, macs, params and latency, for example a"),
-    "ratio and threshold": (f"{CUT} --threshold 0.1", "params and latency, not ratio and threshold together, for"),
+    "ratio and threshold": (
+        f"{CUT} --threshold 0.1",
+        "Give one of ratio, threshold, macs, params and latency, not ratio and threshold together",
+    ),
     "per cent": ("prune sparse --out new --ratio 70", "The ratio is 70.0; it must lie in [0, 1): 0.7 cuts 70 % of the"),
     "per cent with a sign": ("prune sparse --out new --ratio 70%", "could not convert string to float: '70%'"),
     "everything": ("prune sparse --out new --ratio 0.99", "A ratio of 0.99 cannot be met: with min_channels=1 and the"),

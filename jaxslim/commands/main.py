@@ -12,6 +12,7 @@ COMMANDS = {
     "sweep": "cut a trained network at several ratios, and report accuracy and size",
     "sensitivity": "cut each layer of a trained network alone, and report what each can lose",
     "prune": "cut channels out of a trained network, and save the smaller one",
+    "multipass": "cut and train a network in turns, as the paper does in several passes",
     "evaluate": "measure accuracy, size and latency of a saved network",
 }
 HELP = f"""usage: jaxslim COMMAND [OPTIONS]

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         if not config.compilation_cache:
             jax.config.update("jax_enable_compilation_cache", False)
         folder = train(config).folder
-        if is_first() and config.sparse:
+        if is_first() and config.sparse and not config.progressive:
             cut = {"ratio": 0.7, "out": folder.with_name(f"{folder.name}-pruned")}
             print(f"Next: {command_line('sweep', folder)}\nor:   {command_line('prune', folder, **cut)}")
         elif is_first():

@@ -73,9 +73,14 @@ def accuracies_saved(run: Path) -> dict[int, float | None]:
 
 
 def accuracy(meta: Mapping[str, Any]) -> float | None:
-    """The accuracy on held-out training images if there are any, else on the test set; None amid an epoch."""
+    """The accuracy on held-out training images if there are any, else on the test set.
+
+    None amid an epoch, and while a run that cuts its network has channels left to cut.
+    """
     metrics = meta.get("metrics")
-    value = metrics.get("holdout_accuracy", metrics.get("accuracy")) if isinstance(metrics, dict) else None
+    if not isinstance(metrics, dict) or metrics.get("to_cut"):
+        return None
+    value = metrics.get("holdout_accuracy", metrics.get("accuracy"))
     return value if isinstance(value, int | float) else None
 
 

@@ -99,6 +99,14 @@ class TrainConfig:
     group_lasso_growth: float = 0.0
     """Share of the run over which the strength of `group_lasso` grows from 0; 0 has it in full from the first step."""
 
+    progressive: float = 0.0
+    """Share of the channels to cut while training, in the first half of the epochs; 0 cuts none. `best` is then the
+    best epoch of the final size."""
+    progressive_steps: int = 5
+    """How many cuts `progressive` makes."""
+    progressive_schedule: Literal["cubic", "linear"] = "cubic"
+    """How much of all that goes each cut takes: most in the first ones (Zhu and Gupta, 2017), or as much in each."""
+
     save_every: int = 1
     """Epochs from one checkpoint to the next; the last epoch is always saved. `best` is the best of those saved."""
     seed: int = 0
@@ -156,12 +164,14 @@ class TrainConfig:
 
 _COUNT = "[1, 2147483647]"
 _BOUNDS = {
-    **dict.fromkeys(("epochs", "batch_size", "eval_batch_size", "image_size", "save_every"), _COUNT),
+    **dict.fromkeys(
+        ("epochs", "batch_size", "eval_batch_size", "image_size", "save_every", "progressive_steps"), _COUNT
+    ),
     **dict.fromkeys(
         ("weight_decay", "l1", "group_lasso", "lr_drop_factor"), "[0, 1e+30]"
     ),  # more is infinite in float32
     **dict.fromkeys(("seed", "pad"), "[0, 2147483647]"),
-    **dict.fromkeys(("momentum", "holdout", "label_smoothing"), "[0, 1)"),
+    **dict.fromkeys(("momentum", "holdout", "label_smoothing", "progressive"), "[0, 1)"),
     "group_lasso_growth": "[0, 1]",
     "learning_rate": "(0, 1e+30]",
     "distill_temperature": "[0.01, 1000]",

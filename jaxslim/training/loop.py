@@ -22,6 +22,7 @@ from jaxslim.training.evaluation import Evaluation, evaluator
 from jaxslim.training.network import Teacher, build, load, pulled, teacher
 from jaxslim.training.optimizer import learning_rates, losses, optimizer
 from jaxslim.training.run import Run, Trained
+from jaxslim.training.shrinking import Shrinking
 
 SMALL_SCALE = 1e-2
 """BatchNorm scales below this count as switched off."""
@@ -62,15 +63,22 @@ def train(config: TrainConfig) -> Trained:
         feed.check_batches(config.batch_size, config.epochs, len(images.train_labels), mesh)
         batches = feed.InMemory(mesh, images.train_images, images.train_labels, config.batch_size, config.seed)
 
-        module, variables = build(config, source, images)
-        rate = learning_rates(config, batches.steps_per_epoch)
-        mask, graph = pulled(config, module, variables, images.train_images.shape[1:])
-        tx = optimizer(config, rate, mask, graph, config.epochs * batches.steps_per_epoch)
-        guide = teacher(config, images)
-        step = train_step(config, module, tx, mesh, guide)
-        test = evaluator(config, module, mesh, images.test_images, images.test_labels)
-        choose = evaluator(config, module, mesh, *held_out) if held_out else None
+        shape, classes = images.train_images.shape[1:], len(images.class_names)
+        newest = run.newest() if config.progressive else None  # perhaps smaller than the source
+        gone = newest.meta.get("channels_cut", 0) if newest else 0
+        shrinking = Shrinking(config, source, shape, classes, gone) if config.progressive else None
+        module, variables = build(config, newest or source, images)
+        rate, guide = learning_rates(config, batches.steps_per_epoch), teacher(config, images)
 
+        def tools(module: Any, variables: Any) -> tuple[Any, Any, Any, Any]:
+            """Optimizer, step and evaluations of a network; a cut makes new ones."""
+            mask, graph = pulled(config, module, variables, shape)
+            tx = optimizer(config, rate, mask, graph, config.epochs * batches.steps_per_epoch)
+            test = evaluator(config, module, mesh, images.test_images, images.test_labels)
+            choose = evaluator(config, module, mesh, *held_out) if held_out else None
+            return tx, train_step(config, module, tx, mesh, guide), test, choose
+
+        tx, step, test, choose = tools(module, variables)
         everywhere, _ = feed.shardings(mesh)
         taught_by = feed.place(guide.variables, everywhere) if guide else None
         nothing = Sums(np.float32(0), np.int32(0), np.int32(0))
@@ -79,11 +87,19 @@ def train(config: TrainConfig) -> Trained:
         key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=everywhere)()
         state = feed.place(run.begin(module, source, images, state, batches.steps_per_epoch), everywhere)
         for epoch in run.epochs():
+            if shrinking and (smaller := shrinking.cut(epoch, module, state.variables, state.optimizer)):
+                module = smaller.module
+                _, step, test, choose = tools(module, smaller.variables)
+                state = state._replace(variables=smaller.variables, optimizer=smaller.optimizer)
+                state = feed.place(state, everywhere)
+                run.resize(module, state.variables, shrinking.gone)
             for batch in batches.batches(epoch, skip=run.steps_into(epoch)):
                 state = step(state, batch, key, taught_by)
                 run.check(state, steps=len(batch.rows))
             tested = test(state.variables, functools.partial(run.check, state))
             row = measure(config, epoch, state, tested, rate, choose)
+            if shrinking:
+                row["to_cut"] = shrinking.to_cut(config.epochs)
             if not all(map(math.isfinite, row.values())):
                 run.diverge(row, int(state.sums.finite))
             state = state._replace(sums=feed.place(nothing, everywhere))

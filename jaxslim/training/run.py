@@ -68,12 +68,23 @@ class Run(contextlib.ExitStack):
             self._say(f"{self.folder} has all its {self._config.epochs} epochs.")
         return done
 
+    def newest(self) -> Any:
+        """The newest checkpoint, whose network may be smaller than at the start of the run; None in a new run."""
+        saved = history.newest(self.folder)
+        return checkpoint.load(saved[0]) if saved else None
+
     def begin(self, module: Any, source: Any, images: Any, state: Any, steps_per_epoch: int) -> Any:
         """The state to go on from: that of the newest checkpoint, or `state` in a new run, made from `source`."""
         config = self._config
         self._module, self._steps_per_epoch, self._epoch = module, steps_per_epoch, 0
         self._lineage = {
-            "kind": "fine-tuned" if source else "sparse" if config.sparse else "dense",
+            "kind": "pruned"
+            if config.progressive
+            else "fine-tuned"
+            if source
+            else "sparse"
+            if config.sparse
+            else "dense",
             "config": dataclasses.asdict(config),
             "parent": source
             and {**checkpoint.parent(str(config.init_from), source.meta), "plan": source.meta.get("plan")},
@@ -84,7 +95,9 @@ class Run(contextlib.ExitStack):
         saved = history.newest(self.folder) if is_first() else None
         wait("for the first process to choose the checkpoint")
         saved = saved if is_first() else history.newest(self.folder)
-        state = self._restore(*saved, state) if saved else state
+        if saved:
+            state = self._restore(*saved, state)
+            self._lineage |= {name: saved[1][name] for name in ("channels_cut",) if name in saved[1]}
         self._start = int(state.step)
         self._events = self.enter_context(_tensorboard(self.folder)) if config.tensorboard and is_first() else None
         if is_first():
@@ -102,6 +115,12 @@ class Run(contextlib.ExitStack):
         self._stop = self.enter_context(stop_requests(largest))
         self._running: deque[Any] = deque()
         return state
+
+    def resize(self, module: Any, variables: Any, gone: int) -> None:
+        """Go on with a cut network that has lost `gone` channels by now."""
+        self._module, self._lineage["channels_cut"] = module, gone
+        size = sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
+        self._say(f"{self._config.name}: cut to {size:,} parameters")
 
     def epochs(self) -> Iterator[int]:
         """The epochs that are left, from 1 on."""

@@ -1,0 +1,75 @@
+"""Cutting the network of a run while it trains."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxslim import models
+from jaxslim.core.cut import cut
+from jaxslim.core.layers import scored_layers
+from jaxslim.errors import InputError
+from jaxslim.slim.kinds import network
+from jaxslim.slim.progressive import gradual
+from jaxslim.slim.prune import prune, scored, traced
+from jaxslim.training.config import TrainConfig
+
+
+class Smaller(NamedTuple):
+    """What a cut leaves of a run."""
+
+    module: Any
+    variables: Any
+    optimizer: Any
+
+
+class Shrinking:
+    """The cuts that `progressive` asks for: in the first half of the epochs, at the start of an epoch each.
+
+    How many channels have gone by an epoch follows from the configuration and the uncut network alone, so a run that is
+    continued cuts as one that was never stopped.
+    """
+
+    def __init__(
+        self, config: TrainConfig, source: Any, image_shape: tuple[int, ...], classes: int, gone: int = 0
+    ) -> None:
+        if config.epochs < 2:
+            raise InputError(f"progressive cuts between epochs, and there is {config.epochs}; give at least 2 epochs.")
+        self._config, self._image = config, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        if source is not None:
+            module, variables = source.module, source.variables
+        else:
+            module = models.build(config.model, dict(config.model_args), num_classes=classes, dtype=jnp.float32)
+            variables = jax.eval_shape(module.init, jax.random.key(0), self._image)
+            variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), variables)
+        self._total = self._channels(module, variables)
+        self.gone = gone
+        """How many channels were cut so far; a layer with one channel left counts none."""
+
+    def _channels(self, module: Any, variables: Any) -> int:
+        """How many channels of a network have scores."""
+        model = network(module, variables, (self._image,))
+        graph = traced(model, (self._image,))
+        _, score = scored_layers(graph, scored(model, graph, None))
+        return int(np.count_nonzero(graph.choosable & (score > -math.inf)))
+
+    def to_cut(self, epoch: int) -> int:
+        """How many channels are to go yet by the start of an epoch."""
+        config = self._config
+        shares = gradual(config.progressive_steps, config.progressive_schedule)
+        due = (max(2, 1 + config.epochs * k // (2 * len(shares))) for k in range(1, len(shares) + 1))
+        share = max((share for share, start in zip(shares, due, strict=True) if start <= epoch), default=0.0)
+        return max(math.floor(self._total * config.progressive * share + 1e-9) - self.gone, 0)
+
+    def cut(self, epoch: int, module: Any, variables: Any, optimizer: Any) -> Smaller | None:
+        """What is left of a network and of its optimizer's state at the start of an epoch; None if all stays."""
+        number = self.to_cut(epoch)
+        if not number:
+            return None
+        there = self._channels(module, variables)
+        images = jax.random.normal(jax.random.key(0), (16, *self._image.shape[1:]))
+        pruned = prune(module, variables, number / there, images, absorb=True)
+        self.gone += round(pruned.plan.achieved * there)
+        return Smaller(pruned.module, pruned.variables, cut(pruned.graph, optimizer, pruned.plan))
