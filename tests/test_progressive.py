@@ -131,6 +131,77 @@ def test_a_module_that_holds_its_variables_is_cut_in_steps() -> None:
         assert steps.module(x).shape == (3, 2)
 
 
+def nnx_model() -> tuple[Any, Any, Any]:
+    class Small(nnx.Module):
+        def __init__(self) -> None:
+            rngs = nnx.Rngs(0)
+            self.conv, self.norm = nnx.Conv(3, 8, (3, 3), rngs=rngs), nnx.BatchNorm(8, rngs=rngs)
+            self.last = nnx.Linear(8, 4, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            return self.last(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
+
+    return Small(), None, IMAGES
+
+
+def equinox_model() -> tuple[Any, Any, Any]:
+    eqx = pytest.importorskip("equinox", reason="belongs to the optional extra `zoo`")
+
+    class Small(eqx.Module):  # type: ignore[misc]
+        conv: Any
+        norm: Any
+        last: Any
+
+        def __init__(self, key: Any) -> None:
+            self.conv = eqx.nn.Conv2d(3, 8, 3, key=key)
+            self.norm = eqx.nn.BatchNorm(8, "batch", mode="batch")
+            self.last = eqx.nn.Linear(8, 4, key=key)
+
+        def __call__(self, x: Any, state: Any) -> Any:
+            y, state = self.norm(self.conv(x), state)
+            return self.last(jax.nn.relu(y).mean((1, 2))), state
+
+    model, state = eqx.nn.make_with_state(Small)(jax.random.key(0))
+    return model, state, IMAGES[0].transpose(2, 0, 1)
+
+
+def keras_model() -> tuple[Any, Any, Any]:
+    keras = pytest.importorskip("keras", reason="belongs to the optional extra `zoo`")
+    if keras.backend.backend() != "jax":
+        pytest.skip("Keras runs on another backend")
+    layers = keras.layers
+    head = (layers.BatchNormalization(), layers.ReLU(), layers.GlobalAveragePooling2D(), layers.Dense(4))
+    return keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(8, 3), *head]), None, IMAGES
+
+
+def haiku_model() -> tuple[Any, Any, Any]:
+    hk = pytest.importorskip("haiku", reason="belongs to the optional extra `zoo`")
+
+    def forward(x: Any, is_training: bool = False) -> Any:
+        y = hk.BatchNorm(True, True, 0.9)(hk.Conv2D(8, 3)(x), is_training)
+        return hk.Linear(4)(jax.nn.relu(y).mean((1, 2)))
+
+    network = hk.without_apply_rng(hk.transform_with_state(forward))
+    return network, network.init(jax.random.key(0), IMAGES, is_training=True), IMAGES
+
+
+@pytest.mark.parametrize("build", [nnx_model, equinox_model, keras_model, haiku_model])
+def test_every_kind_meets_targets_and_is_cut_in_steps(build: Any) -> None:
+    with jax.numpy_rank_promotion("allow"):  # as it is for users
+        model, variables, x = build()
+        pruned = jaxslim.prune(model, variables, None, x, macs=0.6, scores=criteria.bn_scale)
+        assert pruned.report.macs is not None
+        assert pruned.report.macs[1] / pruned.report.macs[0] == 0.5  # of 8 channels 4, of which each has a share
+        steps = jaxslim.Progressive(model, variables, x, ratio=0.5, steps=2, schedule="linear")
+        given = variables
+        for left in (6, 4):
+            if build is equinox_model:
+                given = steps.module, variables if left == 6 else steps.variables.state
+            given, _ = steps.cut(None if build is nnx_model or (build is keras_model and left == 6) else given)
+            assert max(np.shape(leaf)[0] for leaf in jax.tree.leaves(given) if np.ndim(leaf) == 1) in (left, 4)
+        assert steps.plan.achieved == 0.5
+
+
 def test_gradual() -> None:
     assert jaxslim.gradual(4, "linear") == (0.25, 0.5, 0.75, 1.0)
     np.testing.assert_allclose(jaxslim.gradual(2), [0.875, 1.0])

@@ -42,10 +42,10 @@ def scale_leaves(jaxpr: Any, leaves: int) -> dict[int, bool]:
 
 
 def _leaf(number: int, shape: tuple[int, ...]) -> _Made:
-    is_vector = len([n for n in shape if n != 1]) == 1
-    return (
-        _Made(factors=frozenset([number]), vector=True) if is_vector else _STREAM._replace(factors=frozenset([number]))
-    )
+    long = len([n for n in shape if n != 1])
+    if not long:  # a number, such as the count of a running mean
+        return _Made()
+    return _Made(stream=long > 1, vector=long == 1, factors=frozenset([number]))
 
 
 def _follow(found: dict[int, bool], jaxpr: Any, ins: list[_Made]) -> list[_Made]:

@@ -111,7 +111,8 @@ class Progressive:
         """Take the next step.
 
         Args:
-          variables: of `module`, trained on; for a model that holds them the model, or None if `module` was changed.
+          variables: of `module`, trained on. For a model that holds them the model (with its state, an Equinox model that
+            has one), or None if `module` itself was changed.
           *states: optimizer states over them, or other trees with their paths.
 
         Returns:
@@ -123,7 +124,8 @@ class Progressive:
         if self.done:
             raise InputError("All steps are taken; the network has its final size.")
         held = self._network.held(self.module if variables is None else variables)
-        variables = variables if held is None else held
+        if held is not None or variables is None:
+            variables = self.variables if held is None else held
         full = restore(self.graph, self.plan, variables)
         new = self._plan(self._shares[0], full)
         states = tuple(cut(self.graph, restore(self.graph, self.plan, state), new) for state in states)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.narrow import narrow
 from jaxslim.core.plan import Plan
+from jaxslim.errors import InputError
 from jaxslim.slim.kinds.network import Mode, Network, opposite, switches
 
 _STATE = object()
@@ -137,16 +138,20 @@ def network(
         narrowed=lambda graph, plan, small: narrow_class()(eqx.combine(small.arrays, rest), Cut(graph, plan)),
         trained=lambda variables: Variables(eqx.filter(variables.arrays, eqx.is_inexact_array)),
         scales=_scales(module, arrays),
-        held=lambda model: _held(model, state),
+        held=lambda given: _held(given, state is not None),
         batched=False,
     )
 
 
-def _held(model: Any, state: Any) -> Any:
+def _held(given: Any, with_state: bool) -> Any:
+    """The variables of a module, full or cut, or of a module and its state; None of all else."""
     import equinox as eqx
 
+    model, state = given if type(given) is tuple and len(given) == 2 else (given, None)
     if not isinstance(model, eqx.Module):
         return None
+    if with_state and state is None:
+        raise InputError("This Equinox module has a state beside it; pass the pair (module, state).")
     return Variables(eqx.filter(model.small if isinstance(model, narrow_class()) else model, eqx.is_array), state)
 
 

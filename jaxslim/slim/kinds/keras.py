@@ -75,7 +75,19 @@ def network(
         narrowed=lambda graph, plan, small: Narrow(model, graph, plan, names),
         trained=lambda variables: (variables[0], None),
         scales=_scales(values[0], *names),
+        held=lambda model: _held(model, names),
     )
+
+
+def _held(model: Any, names: Sequence[Sequence[str]]) -> Any:
+    """The variables that a Keras model holds, or a pair of them, by name; None of what stands for a cut model."""
+    import keras
+
+    if isinstance(model, keras.Layer):
+        model = [
+            [variable.value for variable in part] for part in (model.trainable_variables, model.non_trainable_variables)
+        ]
+    return tuple(map(Variables, model, names)) if isinstance(model, tuple | list) else None
 
 
 def _caller(model: Any) -> Any:
