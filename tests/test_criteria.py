@@ -186,7 +186,7 @@ def test_activations_are_those_that_the_next_layer_reads() -> None:
     )
 
 
-@pytest.mark.parametrize("wrap", ["scan", "cond", "jit", "remat", "vmap"])
+@pytest.mark.parametrize("wrap", ["scan", "scanned weights", "cond", "jit", "remat", "vmap"])
 def test_activations_inside_other_programs_count(wrap: str) -> None:
     """The same layer twice, whatever runs the layer."""
     variables = {"w": np.array([[0.5, 0.25], [1.0, -1.0]]), "in": np.array([[1.0, 2.0]]), "out": np.ones((2, 1))}
@@ -198,6 +198,9 @@ def test_activations_inside_other_programs_count(wrap: str) -> None:
         h = x @ v["in"]
         if wrap == "scan":
             return jax.lax.scan(lambda h, _: (layer(v, h), None), h, length=2)[0] @ v["out"]
+        if wrap == "scanned weights":
+            stacked = jnp.stack([v["w"], v["w"]])
+            return jax.lax.scan(lambda h, w: (layer({"w": w}, h), None), h, stacked)[0] @ v["out"]
         for _ in range(2):
             if wrap == "cond":
                 h = jax.lax.cond(x[0, 0] > 0, lambda h: layer(v, h), lambda h: h, h)
@@ -250,11 +253,35 @@ def test_the_trace_tells_the_scales_of_batch_norm() -> None:
 def test_weighted_sum_and_random() -> None:
     one, other = np.array([9.0, 1.0, 3.0]), np.array([9.0, 10.0, 30.0])
     np.testing.assert_allclose(criteria.weighted_sum([one, other], [1.0, 0.5]), [0, 0.75, 2.25])
-    np.testing.assert_allclose(criteria.weighted_sum([one, np.array([0, -np.inf, 1])], [1, 1])[1], -np.inf)
+    for weight in (1, 0, -1):
+        assert criteria.weighted_sum([one, np.array([-np.inf, -np.inf, 1])], [1, weight])[1] == -np.inf
     module, variables, images = convolutions()
     graph = jaxslim.trace(module.apply, variables, images)
     assert len(set(criteria.random(graph).tolist())) == graph.num_units + 1
     assert (criteria.random(graph, seed=1) != criteria.random(graph, seed=2))[1:].all()
+
+
+def test_scales_of_layers_that_a_scan_runs() -> None:
+    """Each round has a row of the stacked scales; a unit has the largest of its scales."""
+    scales = np.array([[1.0, -2.0, 3.0], [4.0, 0.5, -1.0]])
+    variables = {"first": np.ones((2, 3)), "scale": scales, "var": np.ones((2, 3)), "last": np.ones((3, 1)), "t": 2.0}
+
+    def apply(v: Any, x: Any) -> Any:
+        def layer(h: Any, own: Any) -> Any:
+            scale, var = own
+            return jnp.tanh(h * (jax.lax.rsqrt(var + 1e-5) * scale)[None]), None
+
+        return jax.lax.scan(layer, x @ v["first"], (v["scale"], v["var"]))[0] @ v["last"] * v["t"]
+
+    graph = jaxslim.trace(apply, variables, np.ones((1, 2)))
+    assert criteria.bn_scale(graph, variables).tolist() == [0, 4, 2, 3]
+    assert criteria.magnitude(graph, variables).shape == (4,)  # a number among the variables does no harm
+
+
+def test_lamp_of_layers_of_very_different_sizes() -> None:
+    variables = {"a": np.full((2, 3), 1e-6) * [[1, 2, 3]], "b": np.full((3, 4), 1e-6), "c": np.full((4, 1), 1e3)}
+    graph = jaxslim.trace(lambda v, x: jnp.tanh(x @ v["a"]) @ v["b"] @ v["c"], variables, np.ones((1, 2)))
+    assert max(criteria.lamp(graph, variables)[graph.units[graph.find(("a",))][1]]) == pytest.approx(1)
 
 
 def cross_entropy(module: Any) -> Any:

@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from jaxslim.errors import DivergedError, InputError, StoppedError, first_line
@@ -127,3 +128,18 @@ def _fail(message: str, code: int) -> None:
         sys.stdout.flush()
         os._exit(code)
     raise SystemExit(code)
+
+
+def folder_beside(run: Path, out: str | None, ending: str) -> Path:
+    """The folder that a command writes to: `out`, or RUN-ENDING beside the run.
+
+    Raises:
+      InputError: a checkpoint or a training run lies there.
+    """
+    from jaxslim.experiments.cutting import check_place
+
+    folder = Path(out).absolute() if out else run.with_name(f"{run.name}-{ending}")
+    check_place(folder)
+    if (folder / "config.json").exists() and (folder / "checkpoints").exists():
+        raise InputError(f"{folder} holds a training run; choose another --out.")
+    return folder

@@ -1,11 +1,11 @@
 """Cut and train in turns: `jaxslim multipass CHECKPOINT`."""
 
 import dataclasses
-from pathlib import Path
 
 from jaxslim.commands.arguments import OfCheckpoint, absolute, data_of, parse
-from jaxslim.commands.cli import command_line, start_jax
+from jaxslim.commands.cli import command_line, folder_beside, start_jax
 from jaxslim.errors import InputError
+from jaxslim.files import locked
 
 EXAMPLES = (
     "jaxslim multipass runs/digits-sparse --passes 3 --epochs 10",
@@ -42,11 +42,12 @@ def main(argv: list[str]) -> None:
     chosen = dataclasses.asdict(options)
     data, path, out = data_of(chosen), absolute(chosen.pop("checkpoint")), chosen.pop("out")
     run = home(path)
-    out = Path(out).absolute() if out else run.with_name(f"{run.name}-multipass")
+    out = folder_beside(run, out, "multipass")
     meta = checkpoint.read_meta(checkpoint.find(path))
     rows = [("0", f"{meta['metrics']['accuracy']:.2%}", "", "")] if "metrics" in meta else []
-    for number, found in enumerate(multipass(path, out, data=data, **chosen), start=1):
-        rows.append((str(number), f"{found.accuracy:.2%}", f"{found.params:,}", f"{found.macs:,}"))
-        last = found.folder
+    with locked(out, "--out"):
+        for number, found in enumerate(multipass(path, out, data=data, **chosen), start=1):
+            rows.append((str(number), f"{found.accuracy:.2%}", f"{found.params:,}", f"{found.macs:,}"))
+            last = found.folder
     print(columns(("pass", "accuracy", "parameters", "MACs"), rows))
     print(f"Next: {command_line('evaluate', last, **data)}")

@@ -1,10 +1,9 @@
 """What each layer can lose alone: `jaxslim sensitivity CHECKPOINT`."""
 
 import dataclasses
-from pathlib import Path
 
 from jaxslim.commands.arguments import OfCut, absolute, data_of, parse
-from jaxslim.commands.cli import command_line, start_jax
+from jaxslim.commands.cli import command_line, folder_beside, start_jax
 from jaxslim.errors import InputError
 from jaxslim.files import locked
 from jaxslim.training.config import LAYER_RATIOS
@@ -33,7 +32,6 @@ def main(argv: list[str]) -> None:
     options = parse(Options, argv, prog="jaxslim sensitivity", examples=EXAMPLES)
     if options.out == "":
         raise InputError("--out is empty; give a folder for the report.")
-    from jaxslim.experiments.cutting import check_place
     from jaxslim.experiments.finetuning import home
     from jaxslim.experiments.sensitivity import study
     from jaxslim.reporting.sensitivity import show, write
@@ -42,10 +40,7 @@ def main(argv: list[str]) -> None:
     chosen = dataclasses.asdict(options)
     data, path, out = data_of(chosen), absolute(chosen.pop("checkpoint")), chosen.pop("out")
     run = home(path)
-    out = Path(out).absolute() if out else run.with_name(f"{run.name}-sensitivity")
-    check_place(out)
-    if (out / "config.json").exists() and (out / "checkpoints").exists():
-        raise InputError(f"{out} holds a training run; choose another --out.")
+    out = folder_beside(run, out, "sensitivity")
     with locked(out, "--out"):
         result = study(path, data=data, **chosen)
         show(result)

@@ -2,11 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from jaxslim.commands.arguments import OfCut, absolute, data_of, parse
-from jaxslim.commands.cli import command_line, start_jax
+from jaxslim.commands.cli import command_line, folder_beside, start_jax
 from jaxslim.errors import InputError
 from jaxslim.files import locked
 from jaxslim.training.config import RATIOS
@@ -48,7 +47,6 @@ def main(argv: list[str]) -> None:
     if options.out == "":
         raise InputError("--out is empty; give a folder for the report.")
     from jaxslim.experiments import sweep
-    from jaxslim.experiments.cutting import check_place
     from jaxslim.experiments.finetuning import home
     from jaxslim.reporting import report
 
@@ -58,10 +56,7 @@ def main(argv: list[str]) -> None:
     epochs, rate, schedule = map(chosen.pop, ("finetune_epochs", "learning_rate", "schedule"))
     finetune = {"epochs": epochs, "schedule": schedule} | ({} if rate is None else {"learning_rate": rate})
     run = home(path)
-    out = Path(out).absolute() if out else run.with_name(f"{run.name}-sweep")
-    check_place(out)
-    if (out / "config.json").exists() and (out / "checkpoints").exists():
-        raise InputError(f"{out} holds a training run; choose another --out.")
+    out = folder_beside(run, out, "sweep")
     with locked(out, "--out"):
         result = sweep.study(path, out, finetune=finetune if epochs else None, data=data, **chosen)
         report.show(result)

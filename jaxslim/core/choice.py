@@ -45,7 +45,8 @@ class Choice:
         """Units with a score."""
         compared = _compared(graph, score, self.prunable, scope)
         worst_first = self.prunable[np.lexsort((compared, within[self.prunable]))]
-        self._within = within
+        self.within = within
+        """bool (num_units + 1,): what survived an earlier plan."""
         own_rank = np.full(len(score), math.inf)
         own_rank[worst_first] = np.arange(len(worst_first))
         self._rank = going_rank(graph, own_rank)
@@ -53,13 +54,9 @@ class Choice:
         """bool (num_units + 1,): units of the layers that are left alone."""
         for layer in matching(layers, leave):
             self.spared[layer.units] = True
-        self.safe = self._safe(self.spared)
+        given, self._chosen, stays = self._with_ratios(worst_first, ratios)
+        self.safe = self._safe(stays)
         """bool (num_units + 1,): units that cannot go."""
-        given, self._chosen = self._with_ratios(worst_first, ratios)
-        if len(given):
-            stays = self.spared.copy()
-            stays[np.setdiff1d(given, self._chosen)] = True
-            self.safe = self._safe(stays)
         self.rest = worst_first[~np.isin(worst_first, given)]
         """Units that no ratio of a layer is given for, worst first."""
         self.can_go = self.rest[~self.safe[self.rest]]
@@ -67,7 +64,7 @@ class Choice:
     def keep(self, number: int) -> np.ndarray:
         """bool (num_units + 1,): what survives if the first of `can_go` go, whole multiples of each layer."""
         keep = rounded(self.graph, self._alive(number), self.layers, self._rank, self.limits.multiple_of)
-        return keep & self._within
+        return keep & self.within
 
     def count(self, number: int) -> int:
         """How many units of `rest` go if the first of `can_go` go."""
@@ -76,29 +73,41 @@ class Choice:
     def _alive(self, number: int) -> np.ndarray:
         keep = np.ones(self.graph.num_units + 1, bool)
         keep[self._chosen] = keep[self.can_go[:number]] = False
-        return self.graph.survivors(keep & self._within)
+        return self.graph.survivors(keep & self.within)
 
     def _safe(self, stays: np.ndarray) -> np.ndarray:
         limits = self.limits
         return safe_units(self.graph, self.layers, self._rank, limits.min_channels, limits.max_layer_ratio, stays)
 
-    def _with_ratios(self, worst_first: np.ndarray, ratios: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-        """The units of layers with ratios of their own, and those of them that go."""
-        given, gone = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    def _with_ratios(
+        self, worst_first: np.ndarray, ratios: Mapping[str, float]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The units of layers with ratios of their own, which of these go, and bool (num_units + 1,): what stays."""
+        given, gone, stays = np.zeros(0, np.int64), np.zeros(0, np.int64), self.spared.copy()
         for pattern, ratio in ratios.items():
             if not 0 <= ratio < 1:
                 raise InputError(f"The ratio of {pattern} is {ratio}; it must lie in [0, 1).")
-            for layer in matching(self.layers, [pattern]):
+            found = matching(self.layers, [pattern])
+            if not any(np.isin(worst_first, layer.units).any() for layer in found):
+                names = [layer.name for layer in self.layers if layer.name.startswith(f"{found[0].name}:")]
+                advice = f"name its rows or columns: {', '.join(names)}" if names else "leave the pattern out"
+                raise InputError(f"No channel of {pattern} has a score of its own; {advice}.")
+            for layer in found:
                 units = worst_first[np.isin(worst_first, layer.units) & ~np.isin(worst_first, given)]
-                can_go, wanted = units[~self.safe[units]], math.floor(len(units) * ratio + 1e-9)
+                can_go, wanted = units[~self._safe(stays)[units]], math.floor(len(units) * ratio + 1e-9)
                 if len(can_go) < wanted:
                     largest = math.floor(len(can_go) / len(units) * 1e4) / 1e4
                     raise InputError(
-                        f"A ratio of {ratio} for {layer.name} cannot be met: with {self.limits}, {len(can_go)} of its "
-                        f"{len(units)} channels can go; the largest ratio is {largest}."
+                        f"A ratio of {ratio} for {layer.name} cannot be met: with {self.limits}, the ratios before and "
+                        f"the layers left alone, {len(can_go)} of its {len(units)} channels can go; the largest ratio "
+                        f"is {largest}."
                     )
                 given, gone = np.concatenate([given, units]), np.concatenate([gone, can_go[:wanted]])
-        return given, gone
+                stays[units] = True
+                stays[gone] = False
+        if self._safe(stays)[gone].any():
+            raise InputError("The ratios contradict one another: channels that go take along some that were to stay.")
+        return given, gone, stays
 
 
 def _compared(graph: ChannelGraph, score: np.ndarray, prunable: np.ndarray, scope: str) -> np.ndarray:

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from jaxslim.core.cut import check_size
-from jaxslim.core.graph import ChannelGraph
+from jaxslim.core.graph import ChannelGraph, check_size
 from jaxslim.core.plan import Layer, Plan
 from jaxslim.errors import InputError
 
@@ -24,8 +23,8 @@ def compose(graph: ChannelGraph, plan: Plan, next_graph: ChannelGraph, next_plan
       InputError: a plan is not for its graph, `next_graph` is not of the network that `plan` leaves, or the second cut
         takes a part of what `graph` holds together.
     """
-    check_size(graph, plan)
-    check_size(next_graph, next_plan)
+    check_size(graph, plan.keep)
+    check_size(next_graph, next_plan.keep)
     alive, left = graph.survivors(plan.keep), next_graph.survivors(next_plan.keep)
     keep, cuts = alive.copy(), []
     on_leaf = np.zeros(len(keep), bool)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxslim.core.arrays import Line, blank, spread, take
-from jaxslim.core.graph import ChannelGraph
+from jaxslim.core.graph import ChannelGraph, check_size
 from jaxslim.core.paths import Path, Place
 from jaxslim.core.plan import Plan
 from jaxslim.core.state import Shape, axes_beside, check_factors, uncuttable
@@ -65,13 +65,6 @@ def restore(graph: ChannelGraph, plan: Plan, small: Any) -> Any:
     return _changed(spread, graph, small, plan, is_cut=True)
 
 
-def check_size(graph: ChannelGraph, plan: Plan) -> None:
-    """Refuse a plan that is for another number of units than the graph has."""
-    if len(plan.keep) != graph.num_units + 1:
-        sizes = f"The plan is for {len(plan.keep) - 1} units and the graph has {graph.num_units}"
-        raise InputError(f"{sizes}; trace the network that the plan was made for.")
-
-
 def _changed(
     change: Callable[[Any, Sequence[Line | None]], Any],
     graph: ChannelGraph,
@@ -80,7 +73,7 @@ def _changed(
     is_cut: bool = False,
 ) -> Any:
     """`tree` with `change(array, lines)` of each array that is one of the traced variables or stands beside one."""
-    check_size(graph, plan)
+    check_size(graph, plan.keep)
     keep = graph.survivors(plan.keep)
     lines = [[Line(np.flatnonzero(keep[units]), len(units)) for units in axes] for axes in graph.units]
     small = [tuple(len(line.kept) for line in axes) for axes in lines]

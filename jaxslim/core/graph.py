@@ -144,9 +144,9 @@ class ChannelGraph:
         Raises:
           InputError: no traced array has this path; the message names the nearest.
         """
-        number = self.find(tuple(path.split("/")))
+        names = ["/".join(known) for known in self.paths]
+        number = names.index(path) if path in names else self.find(tuple(path.split("/")))
         if number is None:
-            names = ["/".join(known) for known in self.paths]
             near = difflib.get_close_matches(path, names, 3, 0.3) or names[:3]
             raise InputError(f"There is no array {path}; the nearest are {', '.join(near)}.")
         lines = [f"{'/'.join(self.paths[number])} {self.shapes[number]}"]
@@ -185,3 +185,10 @@ class ChannelGraph:
         for stop in self.stops:
             found.setdefault(stop.path, []).append(stop)
         return found
+
+
+def check_size(graph: ChannelGraph, keep: np.ndarray) -> None:
+    """Refuse a plan that is for another number of units than the graph has."""
+    if len(keep) != graph.num_units + 1:
+        sizes = f"The plan is for {len(keep) - 1} units and the graph has {graph.num_units}"
+        raise InputError(f"{sizes}; trace the network that the plan was made for.")

@@ -47,11 +47,9 @@ def _numbered(graph: ChannelGraph, kind: Callable[[int, int], int]) -> np.ndarra
         found = np.unique(np.stack([above, signature[below]]), axis=1)
         signature = own.copy()
         np.add.at(signature, found[0], found[1] * 31 + 7)
-    _, first, number = np.unique(signature, return_index=True, return_inverse=True)
-    order = np.argsort(np.argsort(first))
-    numbers = order[number.reshape(-1)] + 1
-    numbers[0] = 0
-    return numbers
+    _, first, number = np.unique(signature[1:], return_index=True, return_inverse=True)
+    numbers = np.argsort(np.argsort(first))[number.reshape(-1)] + 1
+    return np.concatenate([[0], numbers])
 
 
 def _cells(graph: ChannelGraph) -> np.ndarray:

@@ -98,8 +98,9 @@ def _unit_scores(graph: ChannelGraph, scores: np.ndarray) -> np.ndarray:
         shape = f"The scores have shape {scores.shape} and the graph has {graph.num_units} units"
         raise InputError(f"{shape}; give (num_units + 1,) numbers, of which the first is ignored.")
     if np.isnan(scores[1:]).any():
-        bad = next(layer.name for layer in all_layers(graph) if np.isnan(scores[layer.units]).any())
-        raise InputError(f"The scores of {bad} hold NaN; the network has diverged, take an earlier checkpoint.")
+        layers = _with_grids(graph, all_layers(graph))
+        bad = [layer.name for layer in layers if np.isnan(scores[layer.units]).any()] or ["a unit"]
+        raise InputError(f"The scores of {bad[0]} hold NaN; the network has diverged, take an earlier checkpoint.")
     return np.where(graph.choosable, scores, -math.inf)
 
 

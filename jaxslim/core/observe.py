@@ -102,7 +102,7 @@ class _Observer:
         all_move = [any(moved)] * len(eqn.outvars)
         if name == "scan":
             consts, start, scanned = scan_inputs(params, ins)
-            inside = [True] * (len(start) + len(scanned))
+            inside = [True] * len(start) + moved[len(consts) + len(start) :]
 
             def body(carry: Any, rows: list[Any]) -> Any:
                 state, sums = carry

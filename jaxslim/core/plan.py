@@ -7,10 +7,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxslim.core.choice import Choice, Limits
-from jaxslim.core.graph import ChannelGraph
+from jaxslim.core.graph import ChannelGraph, check_size
 from jaxslim.core.layers import scored_layers
 from jaxslim.core.printing import MOST_ROWS, columns
-from jaxslim.core.targets import by_cost, by_latency, by_ratio, by_threshold
+from jaxslim.core.targets import by_cost, by_latency, by_ratio, by_threshold, seconds
 from jaxslim.errors import InputError
 
 
@@ -126,7 +126,8 @@ def plan(
       multiple_of: restore the best cut channels of each layer until it keeps a multiple of this (or everything).
       leave: names of layers that lose nothing, or patterns such as `encoder/*`; full paths of parameters fit too. Heads
         and their widths have names of their own, such as `attention/query:4x-` and `attention/query:-x16`.
-      within: an earlier plan of this graph. What that plan cuts goes first, and counts, whatever its scores are now.
+      within: an earlier plan of this graph. What that plan cuts goes first, and counts, whatever its scores are now;
+        `multiple_of` brings none of it back.
 
     Returns:
       The `Plan`.
@@ -141,7 +142,12 @@ def plan(
     limits = Limits(min_channels, max_layer_ratio, multiple_of)
     _check_ranges(goals, limits, measure, ratios or {})
     layers, score = scored_layers(graph, scores)
+    if scope != "global" and threshold is not None:
+        raise InputError(f"A threshold compares all channels, so scope={scope!r} means nothing; leave one of them out.")
+    if within is not None:
+        check_size(graph, within.keep)
     before = np.ones(graph.num_units + 1, bool) if within is None else graph.survivors(within.keep)
+    leave = [leave] if isinstance(leave, str) else leave
     choice = Choice(graph, layers, score, limits, scope=scope, leave=leave, ratios=ratios or {}, within=before)
     (name, value), *_ = [*goals.items(), ("ratio", 0.0)]
     if not len(choice.prunable) and value:
@@ -198,5 +204,7 @@ def _check_ranges(goals: Mapping[str, Any], limits: Limits, measure: Any, ratios
         fits, advice = checks[name]
         if not fits(value):
             raise InputError(f"{'The ' * (name in ('ratio', 'threshold'))}{name} is {value}; it must {advice}.")
+    if isinstance(goals.get("latency"), str):
+        seconds(goals["latency"])
     if "latency" in goals and measure is None:
         raise InputError("latency needs measure, a function of a plan that gives seconds; jaxslim.prune has its own.")

@@ -40,15 +40,17 @@ def by_ratio(choice: Choice, ratio: float) -> Answer:
 
 
 def by_threshold(choice: Choice, threshold: float) -> Answer:
-    """All with a score up to this."""
-    wanted = choice.rest[choice.score[choice.rest] <= threshold]
-    return Answer(int(np.count_nonzero(~choice.safe[wanted])), wanted)
+    """All with a score up to this, and what an earlier plan cut."""
+    wanted, can_go = (
+        units[(choice.score[units] <= threshold) | ~choice.within[units]] for units in (choice.rest, choice.can_go)
+    )
+    return Answer(len(can_go), wanted)
 
 
 def by_cost(choice: Choice, name: str, share: float) -> Answer:
     """As few as leave at most a share of the multiply-accumulates or parameters."""
     graph = choice.graph
-    if name == "macs" and not graph.work:
+    if name == "macs" and graph.work is None:
         why = "it loops as often as its values say, or the graph was loaded"
         raise InputError(f"The multiply-accumulates of this network are not known ({why}); give params or a ratio.")
     cost = macs_left if name == "macs" else params_left
@@ -63,16 +65,16 @@ def by_cost(choice: Choice, name: str, share: float) -> Answer:
             f"{name}={share:g} cannot be met: with {choice.limits} and the layers left alone, the least that can stay "
             f"is {name}={math.ceil(reached * 1e4) / 1e4:g}."
         )
-    return Answer(number, choice.rest[:0], reached)
+    return Answer(number, _passed(choice, number), reached)
 
 
 def by_latency(choice: Choice, latency: float | str, measure: Callable[[np.ndarray], float]) -> Answer:
     """As few as leave a call of the network at most so long; `measure(keep)` gives seconds, and is called 8 times."""
     steps = min(64, len(choice.can_go))
     numbers = [round(len(choice.can_go) * step / max(steps, 1)) for step in range(steps + 1)]
-    full = measure(choice.keep(0))
+    full = measure(np.ones(choice.graph.num_units + 1, bool))
     allowed = seconds(latency) if isinstance(latency, str) else latency * full
-    known = {0: full}
+    known = {0: full} if choice.keep(0).all() else {}
 
     def left(step: int) -> float:
         if step not in known:
@@ -86,12 +88,19 @@ def by_latency(choice: Choice, latency: float | str, measure: Callable[[np.ndarr
             f'the smallest {left(step) * 1e3:.3g} ms; give a latency of at least "{left(step) * 1e3:.3g} ms".'
         )
     reached = left(step) if isinstance(latency, str) else left(step) / full
-    return Answer(numbers[step], choice.rest[:0], reached)
+    return Answer(numbers[step], _passed(choice, numbers[step]), reached)
+
+
+def _passed(choice: Choice, number: int) -> np.ndarray:
+    """The units that are no better than the last of some that go."""
+    if not number:
+        return choice.rest[:0]
+    return choice.rest[: int(np.flatnonzero(choice.rest == choice.can_go[number - 1])[0]) + 1]
 
 
 def seconds(text: str) -> float:
     """A time such as `2 ms` in seconds."""
-    match = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(s|ms|us|µs)\s*", text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(s|ms|us|µs)\s*", text)
     if not match or not float(match[1]):
         raise InputError(f'The latency is {text!r}; give a share such as 0.5, or a time such as "2 ms".')
     return float(match[1]) * UNITS[match[2]]
@@ -106,7 +115,7 @@ def params_left(graph: ChannelGraph, alive: np.ndarray) -> int:
     """Numbers in the arrays that training adjusts, once cut."""
     return sum(
         math.prod(int(np.count_nonzero(alive[units])) for units in axes)
-        for axes, trained in zip(graph.units, graph.trained, strict=True)
+        for axes, trained in zip(graph.units, graph.trained or [True] * len(graph.units), strict=True)
         if trained
     )
 

@@ -37,6 +37,7 @@ def finetuning(path: str | Path, recipe: TrainConfig | None = None, **changes: A
         "distill_from": None,
         "l1": 0.0,
         "group_lasso": 0.0,
+        "progressive": 0.0,
         "schedule": "cosine",
         "learning_rate": trained.learning_rate / (1 if tuned_before else 10),
     }

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxslim.errors import InputError
-from jaxslim.experiments.cutting import check_place, cut_once
+from jaxslim.experiments.cutting import cut_once
 from jaxslim.experiments.finetuning import finetuning
 from jaxslim.slim.criteria.scales import scale_values
 from jaxslim.storage import checkpoint
@@ -58,10 +58,11 @@ def multipass(
         raise InputError(f"{path} was not trained with L1, which the scheme needs; train with --l1 first.")
     if passes < 1:
         raise InputError(f"passes is {passes}; it must be at least 1.")
-    check_place(out)
     for number in range(1, passes + 1):
         name, cut = f"pass-{number}", out / f"pass-{number}-cut"
         scales = np.sort(scale_values(checkpoint.load(source).variables))
+        if not len(scales):
+            raise InputError(f"{path} has no scales of BatchNorm, by which the scheme cuts; use jaxslim prune.")
         threshold = float(scales[len(scales) // 2 - 1])
         how = {"threshold": threshold, "max_layer_ratio": max_layer_ratio, "absorb": True}
         cut_once(source, cut, None, data=data, **how)

@@ -153,7 +153,7 @@ def study(
         if row.ratio == max(ratios):
             print(f"{row.layer}: accuracy {row.accuracy:.2%} at ratio {row.ratio:g}", file=sys.stderr)
     if not rows:
-        raise InputError(f"No layer of {path} has a channel that can go; lower min_channels.")
+        raise InputError(f"No layer of {path} loses a channel at these ratios; give larger ones or fewer min_channels.")
     uncut = masked(variables)
     return Sensitivity(
         title=f"Sensitivity of the layers of {config.name}",

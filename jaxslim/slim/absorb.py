@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxslim.core.cut import check_size, mask
-from jaxslim.core.graph import ChannelGraph
+from jaxslim.core.cut import mask
+from jaxslim.core.graph import ChannelGraph, check_size
 from jaxslim.core.paths import leaf_paths
 from jaxslim.core.plan import Plan
 from jaxslim.core.programs import program
@@ -81,7 +81,7 @@ def absorber(apply: Callable[..., Any], variables: Any, graph: ChannelGraph, ima
         return second.shifts
 
     def absorbed(plan: Plan) -> Any:
-        check_size(graph, plan)
+        check_size(graph, plan.keep)
         survives = graph.survivors(plan.keep)
         if survives.all():
             return variables

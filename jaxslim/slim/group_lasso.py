@@ -40,9 +40,8 @@ class _Members(NamedTuple):
                 for axis in [axis for axis, own in enumerate(axes) if own.any()]:
                     sums.append(_squares(leaf, axis))
                     units.append(axes[axis])
-                    leaf = lax.optimization_barrier(
-                        leaf
-                    )  # XLA would store squares that two sums share, which is slower
+                    # XLA would store squares that two sums share, which is slower.
+                    leaf = lax.optimization_barrier(leaf)
         own = jax.ops.segment_sum(jnp.concatenate(sums), np.concatenate(units), len(self.root))
         above, below = self.pairs
         return jnp.sqrt(jax.ops.segment_sum(own[below], above, len(self.root)))
@@ -210,7 +209,7 @@ def _given(params: Any, name: str) -> Any:
 def _schedule(name: str, value: optax.ScalarOrSchedule) -> optax.Schedule:
     if callable(value):
         return value
-    if not 0 <= value < math.inf:
+    if not isinstance(value, jax.core.Tracer) and not 0 <= value < math.inf:  # optax.inject_hyperparams traces numbers
         raise InputError(f"The {name} is {value!r}; it must be a number of at least 0, or a schedule.")
     return optax.constant_schedule(value)
 

@@ -93,6 +93,8 @@ class Progressive:
         self._network = network(model, variables, inputs, options)
         self.graph = traced(self._network, inputs, selection)
         """The graph of the full network."""
+        if scores is not None and not callable(scores):
+            raise InputError("scores must be a function (graph, variables) -> scores, since the variables change.")
         self._scores = scores or _default_scores
         self.plan = Plan(keep=np.ones(self.graph.num_units + 1, bool))
         """What is left by now."""
@@ -111,8 +113,8 @@ class Progressive:
         """Take the next step.
 
         Args:
-          variables: of `module`, trained on. For a model that holds them the model (with its state, an Equinox model that
-            has one), or None if `module` itself was changed.
+          variables: of `module`, trained on. For a model that holds them, the model, or None if `module` itself was
+            changed; for an Equinox model with a state, the pair of both.
           *states: optimizer states over them, or other trees with their paths.
 
         Returns:

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxslim.core.cut import check_size
-from jaxslim.core.graph import ChannelGraph, Stop
+from jaxslim.core.graph import ChannelGraph, Stop, check_size
 from jaxslim.core.paths import leaf_paths
 from jaxslim.core.plan import Layer, Plan, Target
 from jaxslim.errors import InputError, first_line
@@ -107,7 +106,7 @@ def check_network(graph: ChannelGraph, variables: Any) -> None:
 
 def pack(graph: ChannelGraph, plan: Plan) -> bytes:
     """The content of a plan's file."""
-    check_size(graph, plan)
+    check_size(graph, plan.keep)
     text = {
         "format": PLAN_FORMAT,
         "units": graph.num_units,

@@ -260,6 +260,12 @@ def keep_rows(file: Path, epochs: int) -> None:
     write_whole(file, b"".join(rows[epoch] + b"\n" for epoch in sorted(rows) if 1 <= epoch <= epochs))
 
 
+def _kind(config: TrainConfig, source: Any) -> str:
+    if config.progressive:
+        return "pruned"
+    return "fine-tuned" if source else "sparse" if config.sparse else "dense"
+
+
 def _summary(module: Any, images: Any) -> str:
     """One line of what a run trains on."""
     kind = jax.devices()[0].device_kind

@@ -9,7 +9,9 @@ import numpy as np
 
 from jaxslim import models
 from jaxslim.core.cut import cut
+from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.layers import scored_layers
+from jaxslim.core.plan import plan
 from jaxslim.errors import InputError
 from jaxslim.slim.kinds import network
 from jaxslim.slim.progressive import gradual
@@ -44,15 +46,21 @@ class Shrinking:
             module = models.build(config.model, dict(config.model_args), num_classes=classes, dtype=jnp.float32)
             variables = jax.eval_shape(module.init, jax.random.key(0), self._image)
             variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), variables)
+        graph, scores = self._scored(module, variables)
+        plan(graph, scores, config.progressive)  # to fail before the training
         self._total = self._channels(module, variables)
         self.gone = gone
         """How many channels were cut so far; a layer with one channel left counts none."""
 
-    def _channels(self, module: Any, variables: Any) -> int:
-        """How many channels of a network have scores."""
+    def _scored(self, module: Any, variables: Any) -> tuple[ChannelGraph, Any]:
         model = network(module, variables, (self._image,))
         graph = traced(model, (self._image,))
-        _, score = scored_layers(graph, scored(model, graph, None))
+        return graph, scored(model, graph, None)
+
+    def _channels(self, module: Any, variables: Any) -> int:
+        """How many channels of a network have scores."""
+        graph, scores = self._scored(module, variables)
+        _, score = scored_layers(graph, scores)
         return int(np.count_nonzero(graph.choosable & (score > -math.inf)))
 
     def to_cut(self, epoch: int) -> int:

@@ -33,7 +33,7 @@ def activation(
       measure: `mean` or `nonzero`.
 
     Returns:
-      (num_units + 1,) scores; -inf for units that no convolution or product reads, nor what goes along with them.
+      (num_units + 1,) scores; -inf for units of which no convolution or product reads anything.
 
     Raises:
       InputError: there are no batches, or `apply` does not run with them.

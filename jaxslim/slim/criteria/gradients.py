@@ -20,7 +20,7 @@ def taylor(
 ) -> np.ndarray:
     """First order Taylor expansion of the loss: the sum of |w * g| over all parameters that go with a unit.
 
-    So much the loss changes at most if the unit is set to zero, to first order (Molchanov et al., CVPR 2019, section
+    To first order, the loss changes by at most this if the unit is set to zero (Molchanov et al., CVPR 2019, section
     3.1).
 
     Args:
@@ -43,7 +43,7 @@ def taylor(
       >>> taylor(graph, lambda w, x: (x @ w["a"] @ w["b"]).sum(), w, [np.ones((1, 1))]).tolist()
       [0.0, 6.0, 10.0]
     """
-    gradients = _mean(_gradients(loss, variables, batches), lambda g: g) if callable(loss) else loss
+    gradients = _mean(_gradients(loss, variables, batches), _precise) if callable(loss) else loss
     return _summed(graph, variables, gradients, lambda w, g: np.abs(w * g), reduce)
 
 
@@ -70,9 +70,9 @@ def fisher(
       InputError: as for `taylor`.
     """
     if callable(loss):
-        squares = _mean(_gradients(loss, variables, batches), lambda g: jnp.abs(g) ** 2)
+        squares = _mean(_gradients(loss, variables, batches), lambda g: jnp.abs(_precise(g)) ** 2)
     else:
-        squares = jax.tree.map(lambda g: np.abs(np.asarray(g)) ** 2, loss)
+        squares = jax.tree.map(lambda g: np.abs(np.asarray(_precise(g))) ** 2, loss)
     return _summed(graph, variables, squares, lambda w, g: np.abs(w) ** 2 * g.real / 2, reduce)
 
 
@@ -109,6 +109,11 @@ def _gradients(loss: Loss, variables: Any, batches: Iterable[Any]) -> Iterable[A
         raise InputError("There are no batches; give some, for example [(images, labels)].")
 
 
+def _precise(gradient: Any) -> Any:
+    """In float32 at least: the squares of small gradients vanish in half precision."""
+    return jnp.asarray(gradient, jnp.promote_types(jnp.result_type(gradient), jnp.float32))
+
+
 def _mean(trees: Iterable[Any], change: Callable[[Any], Any]) -> Any:
     total, number = None, 0
     for tree in trees:
@@ -137,7 +142,7 @@ def _summed(
             raise InputError(f"The gradient {'/'.join(path)} has {shapes}; give gradients of the same variables.")
     structure = jax.tree.structure(variables)
     values = [
-        value(np.asarray(leaf, np.promote_types(leaf.dtype, np.float64)), np.asarray(slopes[path]))
+        value(np.asarray(leaf, np.promote_types(jnp.result_type(leaf), np.float64)), np.asarray(slopes[path]))
         if path in slopes
         else np.zeros(np.shape(leaf), bool)
         for path, leaf in weights.items()

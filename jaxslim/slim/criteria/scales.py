@@ -133,7 +133,8 @@ def bn_scale(graph: ChannelGraph, variables: Any, reduce: Reduce = "max") -> np.
         number = graph.find(path)
         if number is not None and number in graph.batch_scales:
             axis = channel_axis(graph.shapes[number]) or 0
-            found.append((graph.units[number][axis], np.abs(np.asarray(leaf, np.float64)).reshape(-1)))
+            scales = np.moveaxis(np.abs(np.asarray(leaf, np.float64)), axis, 0)  # a scan stacks those of its rounds
+            found.append((graph.units[number][axis], scales.reshape(len(scales), -1).max(1)))
     scored = np.unique(np.concatenate([np.zeros(0, np.int64), *(units for units, _ in found)]))
     if not scored.any():
         advice = "trace evaluation first, or take another criterion, such as magnitude"

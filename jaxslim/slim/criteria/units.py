@@ -29,7 +29,7 @@ def parts(graph: ChannelGraph, tree: Any) -> Iterator[Part]:
     for path, leaf in leaf_paths(tree):
         number = graph.find(path)
         trained = number is not None and (not graph.trained or graph.trained[number])
-        if number is None or not trained or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        if number is None or not trained or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             continue
         values = np.asarray(leaf)
         values = values.astype(np.promote_types(values.dtype, np.float64))
@@ -74,7 +74,7 @@ def reduced(
 def normalized(graph: ChannelGraph, scores: np.ndarray, how: Normalize | None) -> np.ndarray:
     """Scores divided by the mean, largest or sum of the scores of their layer (see `jaxslim.core.groups`).
 
-    Whoever makes the scores has to take the sizes into account.
+    Nothing is left to do for `size`, which is taken into account before.
     """
     if how in (None, "size"):
         return scores

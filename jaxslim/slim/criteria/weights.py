@@ -67,11 +67,10 @@ def lamp(graph: ChannelGraph, variables: Any) -> np.ndarray:
     squares = magnitude(graph, variables) ** 2
     group = np.where(graph.choosable, groups(graph), 0)
     order = np.lexsort((squares, group))
-    from_here = np.cumsum(squares[order][::-1])[::-1]
-    ends = np.searchsorted(group[order], group[order], "right")
-    behind = np.append(from_here, 0.0)[ends]
     scores = np.zeros(len(squares))
-    scores[order] = squares[order] / np.maximum(from_here - behind, np.finfo(float).tiny)
+    for own in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+        no_smaller = np.cumsum(squares[own][::-1])[::-1]
+        scores[own] = squares[own] / np.maximum(no_smaller, np.finfo(float).tiny)
     scores[group == 0] = 0
     return scores
 
@@ -93,9 +92,12 @@ def geometric_median(graph: ChannelGraph, variables: Any, reduce: Reduce = "mean
     """
 
     def distances(w: np.ndarray) -> np.ndarray:
-        squares = (np.abs(w) ** 2).sum(1)
-        between = squares[:, None] + squares[None] - 2 * (w @ w.conj().T).real
-        return np.sqrt(np.maximum(between, 0)).sum(1) / len(w)
+        squares, sums = (np.abs(w) ** 2).sum(1), []
+        for start in range(0, len(w), 512):  # so that few rows of all distances are in memory
+            rows = slice(start, start + 512)
+            between = squares[rows, None] + squares[None] - 2 * (w[rows] @ w.conj().T).real
+            sums.append(np.sqrt(np.maximum(between, 0)).sum(1))
+        return np.concatenate(sums) / len(w)
 
     return reduced(graph, ((units, distances(w)) for units, w in parts(graph, variables) if w.shape[1] > 1), reduce)
 
@@ -134,9 +136,11 @@ def weighted_sum(scores: Sequence[np.ndarray], weights: Sequence[float]) -> np.n
     if len({np.shape(one) for one in scores}) > 1:
         shapes = ", ".join(str(np.shape(one)) for one in scores)
         raise InputError(f"The scores have shapes {shapes}; give scores of one graph.")
-    total = np.zeros(np.shape(scores[0]))
-    for one, weight in zip(scores, weights, strict=True):
-        known = np.asarray(one)[np.isfinite(one)][1:]
-        total = total + weight * np.asarray(one) / max(float(np.abs(known).mean()) if len(known) else 1.0, 1e-30)
-    total[0] = 0
+    total, unscored = np.zeros(np.shape(scores[0])), np.zeros(np.shape(scores[0]), bool)
+    for one, weight in zip(np.asarray(scores, np.float64), weights, strict=True):
+        known = np.abs(one[1:][np.isfinite(one[1:])])
+        scale = float(known.mean()) if known.any() else 1.0
+        total += weight * np.where(np.isneginf(one), 0.0, one) / scale
+        unscored |= np.isneginf(one)
+    total[unscored], total[0] = -np.inf, 0
     return total
