@@ -28,6 +28,7 @@ from jaxslim import data
 from jaxslim.data import sources
 from jaxslim.errors import DivergedError, InputError, StoppedError
 from jaxslim.experiments.cutting import save_cut
+from jaxslim.experiments.finetuning import finetuning
 from jaxslim.files import locked
 from jaxslim.models import VGG
 from jaxslim.models.registry import MODELS
@@ -938,6 +939,17 @@ def test_a_run_that_shrinks_goes_on_where_it_was_stopped(tmp_path, monkeypatch, 
             train(tiny(tmp_path, **SHRINKS))
     assert steps_saved(tmp_path / "run")[-1] == call
     assert_same_run(train(tiny(tmp_path, **SHRINKS)).folder, shrunk.folder)
+
+
+def test_fine_tuning_does_not_cut_again(shrunk):
+    tuned = finetuning(shrunk.folder)
+    assert (tuned.progressive, tuned.l1, tuned.epochs) == (0.0, 0.0, EPOCHS)
+
+
+def test_more_channels_than_can_go_are_refused_before_the_training(tmp_path):
+    with pytest.raises(InputError, match=r"A ratio of 0.95 cannot be met: .* the largest ratio is 0.8"):
+        train(tiny(tmp_path, **SHRINKS | {"progressive": 0.95}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_cut_network_is_cut_on_while_it_trains(tmp_path, shrunk):

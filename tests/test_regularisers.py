@@ -259,7 +259,7 @@ def test_whole_units_reach_zero_and_their_cut_changes_nothing() -> None:
         params = optax.apply_updates(params, updates)
     for leaf in (params["a"].T, params["bias"][:, None], params["b"]):
         assert (jnp.abs(leaf).max(1) == 0).tolist() == [False, True] * 4
-    pruned = jaxslim.prune(dense, params, 0.5, x, scores=jaxslim.magnitude)
+    pruned = jaxslim.prune(dense, params, 0.5, x, scores=jaxslim.criteria.magnitude)
     assert pruned.variables["a"].shape == (5, 4)
     np.testing.assert_allclose(pruned.module(pruned.variables, x), dense(params, x), rtol=1e-5, atol=1e-6)
 

@@ -258,7 +258,7 @@ def test_two_analyses_into_one_folder(call, home, tmp_path):
 
 
 def test_a_network_without_a_channel_to_measure(home):
-    with pytest.raises(InputError, match=r"^No layer of \S+ has a channel that can go; lower min_channels\.$"):
+    with pytest.raises(InputError, match=r"^No layer of \S+ loses a channel at these ratios; give larger"):
         study(home / "sparse", min_channels=8)
 
 
