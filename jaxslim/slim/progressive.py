@@ -1,17 +1,16 @@
 """Cutting in steps while a network trains."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from jaxslim.core.cut import cut, restore
-from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.plan import Plan, plan
 from jaxslim.errors import InputError
-from jaxslim.slim.criteria import bn_scale, magnitude
 from jaxslim.slim.kinds import network
-from jaxslim.slim.prune import PLAN_OPTIONS, Pruned, apply_plan, traced
+from jaxslim.slim.prune import PLAN_OPTIONS, Pruned, apply_plan, scored, traced
 
 GOALS = ("ratio", "macs", "params")
 
@@ -48,8 +47,7 @@ class Progressive:
       ratio: share of the channels that is gone at the end; or one of `macs` and `params`, the shares that are left.
       steps: how many cuts.
       schedule: how much of the whole each cut takes; see `gradual`.
-      scores: a function `(graph, variables) -> scores`, as for `prune`. By default `criteria.bn_scale`, or
-        `criteria.magnitude` of a network without BatchNorm.
+      scores: a function `(graph, variables) -> scores`; the default is that of `prune`.
       **options: further arguments of `plan`, except thresholds and latencies; all others are keyword arguments of the
         model's call.
 
@@ -95,7 +93,7 @@ class Progressive:
         """The graph of the full network."""
         if scores is not None and not callable(scores):
             raise InputError("scores must be a function (graph, variables) -> scores, since the variables change.")
-        self._scores = scores or _default_scores
+        self._scores = scores
         self.plan = Plan(keep=np.ones(self.graph.num_units + 1, bool))
         """What is left by now."""
         self.module = model
@@ -139,12 +137,5 @@ class Progressive:
     def _plan(self, share: float, variables: Any = None) -> Plan:
         ((name, value),) = self._goal.items()
         goal: Mapping[str, Any] = {name: value * share if name == "ratio" else 1 - (1 - value) * share}
-        scores = self._scores(self.graph, self._network.variables if variables is None else variables)
-        return plan(self.graph, scores, within=self.plan, **goal, **self._chosen)
-
-
-def _default_scores(graph: ChannelGraph, variables: Any) -> np.ndarray:
-    axes = (units for number in graph.batch_scales for units in graph.units[number])
-    if any(units.any() for units in axes):
-        return bn_scale(graph, variables)
-    return magnitude(graph, variables, normalize="size")
+        model = self._network if variables is None else dataclasses.replace(self._network, variables=variables)
+        return plan(self.graph, scored(model, self.graph, self._scores), within=self.plan, **goal, **self._chosen)

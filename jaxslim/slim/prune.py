@@ -12,12 +12,12 @@ from jaxslim.core.cost import count
 from jaxslim.core.cut import cut, mask
 from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.narrow import narrow
-from jaxslim.core.paths import leaf_paths
 from jaxslim.core.plan import Plan, plan
 from jaxslim.core.tracing import trace
 from jaxslim.errors import InputError
 from jaxslim.slim import check
 from jaxslim.slim.absorb import absorb as absorb_constants
+from jaxslim.slim.criteria.scales import batch_scales
 from jaxslim.slim.criteria.weights import magnitude
 from jaxslim.slim.kinds import Mode, Network, Plain, network
 from jaxslim.slim.latency import latency
@@ -163,10 +163,8 @@ def scored(model: Network, graph: ChannelGraph, scores: Any = None) -> Any:
         return scores(graph, model.variables)
     if scores is not None:
         return scores
-    numbers = [graph.find(path) for path, _ in leaf_paths(model.scales)]
-    if any(units.any() for number in numbers if number is not None for units in graph.units[number]):
-        return model.scales
-    return magnitude(graph, model.trained(model.variables), normalize="size")
+    scales = batch_scales(graph, model.variables)
+    return magnitude(graph, model.trained(model.variables), normalize="size") if scales is None else scales
 
 
 def _timer(model: Network, graph: ChannelGraph, inputs: Sequence[Any]) -> Callable[[Plan], float]:

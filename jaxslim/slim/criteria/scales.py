@@ -1,5 +1,6 @@
 """The scales of BatchNorm layers: the criterion of network slimming, and which parameters these are."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,12 +104,17 @@ def _absolute_scales(variables: Mapping[str, Any]) -> Any:
     return jax.tree.map(lambda use, p: jnp.abs(p) if use else None, bn_scale_mask(variables), variables["params"])
 
 
-def known_bn_scales(variables: Any) -> Any:
-    """`bn_scales`, or None where there are none."""
-    try:
-        return bn_scales(variables)
-    except InputError:
-        return None
+def batch_scales(graph: ChannelGraph, variables: Any) -> Any:
+    """|scale| of the BatchNorm layers that the trace finds, each at its path; None if no channel of theirs can go."""
+    found: dict[str, Any] = {}
+    any_goes = False
+    for path, leaf in leaf_paths(variables):
+        number = graph.find(path)
+        if number is not None and number in graph.batch_scales:
+            place = functools.reduce(lambda node, name: node.setdefault(name, {}), path[:-1], found)
+            place[path[-1]] = np.abs(np.asarray(leaf, np.float64))
+            any_goes |= any(units.any() for units in graph.units[number])
+    return found if any_goes else None
 
 
 def bn_scale(graph: ChannelGraph, variables: Any, reduce: Reduce = "max") -> np.ndarray:

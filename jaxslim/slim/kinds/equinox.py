@@ -137,7 +137,6 @@ def network(
         modes=tuple(map(given, modes)) if modes else (evaluation, training),
         narrowed=lambda graph, plan, small: narrow_class()(eqx.combine(small.arrays, rest), Cut(graph, plan)),
         trained=lambda variables: Variables(eqx.filter(variables.arrays, eqx.is_inexact_array)),
-        scales=_scales(module, arrays),
         held=lambda given: _held(given, state is not None),
         batched=False,
     )
@@ -160,16 +159,3 @@ def _axis_names(module: Any) -> list[str]:
     nodes = jax.tree.leaves(module, is_leaf=lambda node: hasattr(node, "axis_name"))
     names = (node.axis_name for node in nodes if hasattr(node, "axis_name"))
     return list(dict.fromkeys(axis for name in names for axis in ([name] if isinstance(name, str) else name)))
-
-
-def _scales(module: Any, arrays: Any) -> Any:
-    """|weight| of the layers of `eqx.nn.BatchNorm`."""
-    import equinox as eqx
-
-    nodes = jax.tree.leaves(module, is_leaf=lambda node: isinstance(node, eqx.nn.BatchNorm))
-    weights = [node.weight for node in nodes if isinstance(node, eqx.nn.BatchNorm)]
-
-    def score(leaf: Any) -> Any:
-        return jnp.abs(leaf) if any(leaf is weight for weight in weights) else None
-
-    return Variables(jax.tree.map(score, arrays)) if any(weight is not None for weight in weights) else None

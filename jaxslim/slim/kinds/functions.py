@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxslim.core.narrow import narrow
-from jaxslim.slim.criteria.scales import known_bn_scales
 from jaxslim.slim.kinds.network import Mode, Network, opposite, params, switches
 
 
@@ -22,5 +21,4 @@ def network(
         modes=tuple(modes or [mode(flags), *([mode(opposite(flags))] if flags else [])]),
         narrowed=lambda graph, plan, small: narrow(apply, graph, plan),
         trained=params,
-        scales=known_bn_scales(variables),
     )

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.narrow import narrow
@@ -57,19 +56,8 @@ def network(
         modes=tuple(modes or [evaluation, *([training] if flags else [])]),
         narrowed=narrowed,
         trained=lambda variables: (variables[0], None) if stateful else variables,
-        scales=_scales(*variables) if stateful else None,
     )
 
 
 def _init(*_: Any, **__: Any) -> Any:
     raise InputError("A cut network cannot be initialised: its variables are those that the cut left.")
-
-
-def _scales(params: Any, state: Any) -> Any:
-    """|scale| of the layers that keep a moving average of their mean, as `hk.BatchNorm` does."""
-    found = {
-        module: {"scale": jnp.abs(own["scale"])}
-        for module, own in params.items()
-        if "scale" in own and f"{module}/~/mean_ema" in state
-    }
-    return (found, None) if found else None

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.narrow import narrow
@@ -74,7 +73,6 @@ def network(
         ),
         narrowed=lambda graph, plan, small: Narrow(model, graph, plan, names),
         trained=lambda variables: (variables[0], None),
-        scales=_scales(values[0], *names),
         held=lambda model: _held(model, names),
     )
 
@@ -103,11 +101,3 @@ def _caller(model: Any) -> Any:
 def _distinct(names: Sequence[str]) -> list[str]:
     """The same names, each numbered that was there before."""
     return [f"{name}#{seen}" if (seen := names[:place].count(name)) else name for place, name in enumerate(names)]
-
-
-def _scales(values: Sequence[Any], trainable: Sequence[str], non_trainable: Sequence[str]) -> Any:
-    """|gamma| of the layers that have a moving mean."""
-    layers = {name.removesuffix("moving_mean") for name in non_trainable if name.endswith("moving_mean")}
-    wanted = [name.endswith("gamma") and name.removesuffix("gamma") in layers for name in trainable]
-    scores = [jnp.abs(value) if use else None for value, use in zip(values, wanted, strict=True)]
-    return (Variables(scores, trainable), None) if any(wanted) else None

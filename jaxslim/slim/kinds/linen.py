@@ -9,7 +9,6 @@ from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.narrow import narrow
 from jaxslim.core.plan import Plan
 from jaxslim.errors import InputError
-from jaxslim.slim.criteria.scales import known_bn_scales
 from jaxslim.slim.kinds.network import Mode, Network, Plain, opposite, params, switches
 
 
@@ -64,6 +63,5 @@ def network(
         modes=tuple(modes or [evaluation(module), *([training] if flags else [])]),
         narrowed=lambda graph, plan, small: Narrow(module, graph, plan),
         trained=params,
-        scales=known_bn_scales(variables),
         rebuilt=rebuilt,
     )

@@ -44,8 +44,6 @@ class Network:
     """`narrowed(graph, plan, small)` -> the cut model over the cut variables `small`."""
     trained: Callable[[Any], Any]
     """The part of (full or cut) variables that training adjusts, at the same paths."""
-    scales: Any = None
-    """|scale| of each BatchNorm layer at its path in the variables; None if there is no such layer."""
     rebuilt: Callable[[Any], Plain | None] = lambda small: None
     """`rebuilt(small)` -> the plain model for the cut variables; None if `resized` is missing or does not fit."""
     held: Callable[[Any], Any] = lambda model: None

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from jaxslim.core.graph import ChannelGraph
@@ -85,7 +84,6 @@ def network(
         modes=tuple(map(given, modes)) if modes else (evaluation, training),
         narrowed=narrowed,
         trained=lambda state: nnx.filter_state(state, nnx.Param),
-        scales=_scales(module),
         held=lambda model: nnx.split(model)[1] if isinstance(model, nnx.Module) else None,
     )
 
@@ -113,18 +111,6 @@ def _run(nodes: Sequence[Any], function: Callable[[], Any], only_held: bool = Fa
                 changed[path] = variable
         every.append(nnx.from_flat_state(changed))
     return out, every
-
-
-def _scales(module: Any) -> Any:
-    """|scale| of the layers of `nnx.BatchNorm`."""
-    norms = {path for path, layer in nnx.iter_modules(module) if isinstance(layer, nnx.BatchNorm)}
-    state = nnx.to_flat_state(nnx.state(module))
-    found = {
-        path: jax.tree.map(jnp.abs, variable)
-        for path, variable in state
-        if path[-1:] == ("scale",) and path[:-1] in norms
-    }
-    return nnx.from_flat_state(found) if found else None
 
 
 @functools.cache
