@@ -54,7 +54,7 @@ def scorer(criterion: str, module: Any, config: TrainConfig, images: Dataset) ->
         inputs = statistics_batches(CRITERION_BATCHES, config, images)
         return lambda graph, variables: criteria.activation(graph, module.apply, variables, inputs)
     if criterion == "magnitude":
-        return functools.partial(criteria.magnitude, normalize="size")
+        return functools.partial(criteria.magnitude, normalize="mean")
     return getattr(criteria, criterion)  # type: ignore[no-any-return]
 
 

@@ -108,7 +108,8 @@ def prune(
       ratio: share of the channels to cut, in [0, 1); None with `threshold`, `macs`, `params` or `latency`.
       *inputs: what the model is called with: pytrees of arrays or `ShapeDtypeStruct`s. The check uses the arrays.
       scores: what says which channels matter: as for `plan`, or a function `(graph, variables) -> scores`. By default
-        the |scale| of BatchNorm layers (Liu et al., ICCV 2017), and `criteria.magnitude` for a network without any.
+        the |scale| of BatchNorm layers (Liu et al., ICCV 2017), and for a network without any `criteria.magnitude` with
+        `normalize="mean"`, so that layers of all sizes compete.
       absorb: first move relu(bias), the constant that a channel outputs, into the layers behind; see `jaxslim.absorb`.
         For models of one input, given as an array, whose variables have `params`.
       selection: whether a norm may read fewer channels than its source keeps for other readers; see `trace`.
@@ -164,7 +165,7 @@ def scored(model: Network, graph: ChannelGraph, scores: Any = None) -> Any:
     if scores is not None:
         return scores
     scales = batch_scales(graph, model.variables)
-    return magnitude(graph, model.trained(model.variables), normalize="size") if scales is None else scales
+    return magnitude(graph, model.trained(model.variables), normalize="mean") if scales is None else scales
 
 
 def _timer(model: Network, graph: ChannelGraph, inputs: Sequence[Any]) -> Callable[[Plan], float]:
