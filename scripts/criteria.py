@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import shlex
 import sys
@@ -24,7 +25,7 @@ from jaxslim.experiments.comparison import by_criterion, in_steps
 from jaxslim.experiments.hardware import machine
 from jaxslim.files import check_out, locked, write_whole
 from jaxslim.models.vgg import max_pool
-from jaxslim.reporting.comparison import CutRow, StepsRow, cuts_table, plot, steps_table
+from jaxslim.reporting.comparison import CutRow, StepsRow, cuts_table, plot, steps_table, summary_table
 from jaxslim.reporting.report import markdown
 from jaxslim.reporting.results import Report
 from jaxslim.storage.integrity import digest
@@ -66,8 +67,8 @@ class Options:
     """digits, or another data set, of which 5,000 training and 2,000 test images are taken."""
     data_dir: str | None = None
     """Where TFDS keeps its data sets; the default is the variable TFDS_DATA_DIR, then ~/tensorflow_datasets."""
-    out: str = "runs/criteria"
-    """Folder of the runs and results."""
+    out: str | None = None
+    """Folder of the runs and results; by default runs/criteria/NAME, where NAME tells data set and network."""
     report: str = "runs/criteria/report"
     """Folder of the report: NAME.json, NAME.md and NAME.png."""
     seeds: int = 3
@@ -110,7 +111,8 @@ def main(argv: list[str]) -> None:
     ):
         if wrong := [name for name in given if name not in known] or ["empty"] * (not given):
             raise InputError(f"There is no {kind} {wrong[0]}; give some of {', '.join(known)}.")
-    out = Path(options.out).absolute()
+    name = Path(options.dataset).stem + ("" if options.norm else "-no-norm")
+    out = Path(options.out or f"runs/criteria/{name}").absolute()
     check_out(out)
     start_jax()
     models.MODELS["no-norm"] = NoNorm
@@ -119,19 +121,25 @@ def main(argv: list[str]) -> None:
         images = load(base)
         content = digest({name: value for name, value in images._asdict().items() if isinstance(value, np.ndarray)})
         results: dict[str, list[Any]] = {"cuts": [], "steps": [], "full": []}
+        seconds = 0.0
         for seed in range(options.seeds):
             setting = Setting(dataclasses.replace(base, seed=seed), content, out / f"seed-{seed}")
             announce = lambda name: print(f"--- {setting.home.name}: {name} ---", flush=True)  # noqa: B023, E731
-            for name, outcome in stages.run(setting.home, _stages(options, setting), announce).items():
+            for stage, outcome in stages.run(setting.home, _stages(options, setting), announce).items():
                 if outcome.failure:
-                    raise SystemExit(f"jaxslim: {name} of seed {seed} failed: {outcome.failure}")
-                about = {"training": name.partition("-")[0], "seed": seed}
+                    raise SystemExit(f"jaxslim: {stage} of seed {seed} failed: {outcome.failure}")
+                seconds += outcome.seconds
+                about = {"training": stage.partition("-")[0], "seed": seed}
                 if "accuracy" in outcome.result:
                     results["full"].append({**about, "accuracy": outcome.result["accuracy"]})
                 for kind in ("cuts", "steps"):
                     results[kind] += [row | about for row in outcome.result.get(kind, [])]
     described = f"{len(images.train_labels):,} training and {len(images.test_labels):,} test images"
-    _write(options, results, shlex.join(["python", "scripts/criteria.py", *argv]), described, base)
+    places = ("--out", "--report", "--data-dir")  # what the result does not depend on
+    words = [word for before, word in itertools.pairwise(["", *argv]) if not {before, word} & {*places}]
+    command = shlex.join(["python", "scripts/criteria.py", *words])
+    notes = {"command": command, "data": f"{options.dataset}, {described}"}
+    _write(options, name, results, {**notes, "time": f"{seconds / 60:.0f} minutes"}, base)
 
 
 def _base(options: Options, out: Path) -> TrainConfig:
@@ -182,10 +190,11 @@ def _steps(path: Path, steps: int, how: Mapping[str, Any]) -> dict[str, Any]:
     return {"steps": [in_steps(path, steps=number, **how)._asdict() for number in (1, steps)]}
 
 
-def _write(options: Options, results: dict[str, list[Any]], command: str, images: str, base: TrainConfig) -> None:
-    name = Path(options.dataset).stem + ("" if options.norm else "-no-norm")
+def _write(
+    options: Options, name: str, results: dict[str, list[Any]], notes: dict[str, str], base: TrainConfig
+) -> None:
     cuts, steps = [CutRow(**row) for row in results["cuts"]], [StepsRow(**row) for row in results["steps"]]
-    tables = []
+    tables = [summary_table(cuts, options.tuned_macs[0], scope) for scope in options.scopes if options.tuned_macs]
     for kind in dict.fromkeys(row.training for row in cuts):
         shares = [one["accuracy"] for one in results["full"] if one["training"] == kind]
         title = f"Trained with {kind}: accuracy {100 * np.mean(shares):.2f} % uncut"
@@ -195,8 +204,8 @@ def _write(options: Options, results: dict[str, list[Any]], command: str, images
             steps_table(f"Cut by {steps[0].criterion}, {steps[0].epochs} epochs of fine-tuning in all", steps)
         )
     notes = {
-        "command": command,
-        "data": f"{options.dataset}, {images}; {options.seeds} seeds",
+        **notes,
+        "seeds": str(options.seeds),
         "network": f"widths {base.model_args['widths']}, {'with' if options.norm else 'without'} BatchNorm",
         "training": f"{base.epochs} epochs; l1 {options.l1:g}, group_lasso {options.group_lasso:g}",
         "fine-tuning": f"{options.tune_epochs} epochs, a cosine from {base.learning_rate / 10:g} to 0",
@@ -205,7 +214,7 @@ def _write(options: Options, results: dict[str, list[Any]], command: str, images
     title = f"Criteria on {name}"
     text = markdown(Report(title=title, more_tables=tuple(tables), notes=notes))
     folder, content = Path(options.report), json.dumps({**results, "notes": notes}, indent=1)
-    picture = plot(f"{title}: mean of {options.seeds} seeds, scope {options.scopes[0]}", cuts, options.scopes[0])
+    picture = plot(f"{title}, scope {options.scopes[0]} (mean over seeds: {options.seeds})", cuts, options.scopes[0])
     for ending, data in (("json", content + "\n"), ("md", f"{text}\n![{title}]({name}.png)\n"), ("png", picture)):
         write_whole(folder / f"{name}.{ending}", data)
     print(f"Report: {folder / name}.md")

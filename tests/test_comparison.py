@@ -16,7 +16,7 @@ from jaxslim.errors import InputError
 from jaxslim.experiments.comparison import by_criterion, in_steps
 from jaxslim.experiments.cutting import save_cut
 from jaxslim.experiments.finetuning import finetuning
-from jaxslim.reporting.comparison import CutRow, StepsRow, cuts_table, percent, plot, steps_table
+from jaxslim.reporting.comparison import CutRow, StepsRow, cuts_table, percent, plot, steps_table, summary_table
 from jaxslim.storage import checkpoint
 from jaxslim.training.config import DIGITS
 from jaxslim.training.loop import train
@@ -99,9 +99,11 @@ def test_more_steps_end_at_the_same_size_with_another_result(finished):
 
 
 def test_a_network_without_norms_has_neither_scales_nor_a_pull_on_them(tmp_path):
-    command(tmp_path, "--no-norm", "--steps", "1", "--scopes", "layer", "--learning-rate", "0.02")
+    command(tmp_path, "--no-norm", "--tuned-macs", "--scopes", "layer", "--epochs", "1")
     rows = results(tmp_path, "digits-no-norm")["cuts"]
-    assert [(row["training"], row["criterion"]) for row in rows] == [("plain", "random")]
+    assert [(row["training"], row["criterion"], row["scope"], row["after"]) for row in rows] == [
+        ("plain", "random", "layer", None)
+    ]
     params = checkpoint.load(tmp_path / "runs" / "seed-0" / "plain").variables["params"]
     assert {name for layer in params.values() for name in layer} == {"kernel", "bias"}
 
@@ -157,6 +159,9 @@ def test_tables_by_hand():
         ["lamp", "global", "55.00 ± 7.07", "55.00 ± 7.07", "90.00 ± 0.00", "90.00 ± 0.00"],
         ["random", "global", "10.00", "", "", ""],
     ]
+    summary = summary_table(rows, 0.5, "global")
+    assert summary.header == ["Criterion", "l1, cut (%)", "l1, fine-tuned (%)"]
+    assert summary.rows == [["lamp", "55.00 ± 7.07", "90.00 ± 0.00"], ["random", "10.00", ""]]
     steps = [StepsRow("lamp", 0.25, number, 6, number / 10, "plain") for number in (1, 3)]
     assert steps_table("", steps)[1:3] == (
         ["Training", "MACs left", "1 step (%)", "3 steps (%)"],

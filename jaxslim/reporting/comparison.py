@@ -60,6 +60,19 @@ def cuts_table(title: str, rows: Sequence[CutRow]) -> Table:
     return Table(title, ["Criterion", "Scope", *header], lines)
 
 
+def summary_table(rows: Sequence[CutRow], macs: float, scope: str) -> Table:
+    """A line for each criterion, at one share of MACs and in one scope: accuracy after each training, cut and tuned."""
+    trainings = list(dict.fromkeys(row.training for row in rows))
+    lines = []
+    for criterion in dict.fromkeys(row.criterion for row in rows):
+        own = [row for row in rows if row[:3] == (criterion, scope, macs)]
+        groups = [[row for row in own if row.training == training] for training in trainings]
+        cells = [percent(value) for group in groups for value in ([r.before for r in group], [r.after for r in group])]
+        lines.append([criterion, *cells])
+    header = [f"{training}, {what} (%)" for training in trainings for what in ("cut", "fine-tuned")]
+    return Table(f"Cut to {macs:.3g} of the MACs, scope {scope}", ["Criterion", *header], lines)
+
+
 def steps_table(title: str, rows: Sequence[StepsRow]) -> Table:
     """A line for each training and share of MACs, a column for each number of steps."""
     steps = sorted({row.steps for row in rows})
@@ -108,8 +121,8 @@ def plot(title: str, rows: Sequence[CutRow], scope: str = "global") -> bytes:
             panel.set_xticks(range(len(shares)), [f"{share:.3g}" for share in shares])
             panel.tick_params(labelbottom=True)
             panel.set_xlabel("share of the MACs left" if after else "")
-        for panel, label in zip(panels[:, 0], ("before fine-tuning", "fine-tuned"), strict=True):
-            panel.set_ylabel(f"Accuracy (%), {label}")
+        for panel, label in zip(panels[:, 0], ("Accuracy, cut (%)", "Accuracy, fine-tuned (%)"), strict=True):
+            panel.set_ylabel(label)
         handles = panels[0, 0].get_lines()
         figure.legend(handles=handles, loc="outside lower left", ncols=4)
         file = io.BytesIO()
