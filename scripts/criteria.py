@@ -203,11 +203,12 @@ def _write(
         tables.append(
             steps_table(f"Cut by {steps[0].criterion}, {steps[0].epochs} epochs of fine-tuning in all", steps)
         )
+    pulls = [f"group_lasso {options.group_lasso:g}", *([f"l1 {options.l1:g}"] if options.norm else [])]
     notes = {
         **notes,
         "seeds": str(options.seeds),
         "network": f"widths {base.model_args['widths']}, {'with' if options.norm else 'without'} BatchNorm",
-        "training": f"{base.epochs} epochs; l1 {options.l1:g}, group_lasso {options.group_lasso:g}",
+        "training": f"{base.epochs} epochs, rate {base.learning_rate:g}; {', '.join(pulls)}",
         "fine-tuning": f"{options.tune_epochs} epochs, a cosine from {base.learning_rate / 10:g} to 0",
         **machine(),
     }

@@ -8,6 +8,18 @@ from typing import NamedTuple
 from jaxslim.reporting import canvas
 from jaxslim.reporting.results import Table
 
+_LOOKS = {
+    "bn_scale": (canvas.BLUE, "o"),
+    "magnitude": (canvas.VERMILION, "s"),
+    "magnitude_mean": (canvas.GREEN, "D"),
+    "lamp": (canvas.WINE, "^"),
+    "geometric_median": ("#E69F00", "v"),
+    "taylor": (canvas.SKY_BLUE, "P"),
+    "fisher": ("black", "X"),
+    "activation": ("#F0A0C0", "*"),
+    "random": (canvas.GREY, "."),
+}
+
 
 class CutRow(NamedTuple):
     """One cut of one trained network; accuracies are shares."""
@@ -91,17 +103,6 @@ def plot(title: str, rows: Sequence[CutRow], scope: str = "global") -> bytes:
 
     shares = sorted({row.macs for row in rows}, reverse=True)
     trainings, criteria = (list(dict.fromkeys(row[field] for row in rows)) for field in (6, 0))
-    colours = (
-        canvas.BLUE,
-        canvas.VERMILION,
-        canvas.GREEN,
-        canvas.WINE,
-        "#E69F00",
-        canvas.SKY_BLUE,
-        "#000000",
-        "#F0A0C0",
-    )
-    looks = dict(zip(criteria, zip((*colours, canvas.GREY), "osD^vPX*.", strict=True), strict=False))
     with canvas.report_style():
         figure: Figure = canvas.new_figure(title, 5.4)
         panels = figure.subplots(2, len(trainings), sharex=True, sharey="row", squeeze=False)
@@ -115,7 +116,7 @@ def plot(title: str, rows: Sequence[CutRow], scope: str = "global") -> bytes:
                     known = [100 * value for value in values if value is not None]
                     points += [(place, statistics.fmean(known))] if known else []
                 if points:
-                    colour, marker = looks[criterion]
+                    colour, marker = _LOOKS.get(criterion, (canvas.GREY, "x"))
                     panel.plot(*zip(*points, strict=True), color=colour, marker=marker, label=criterion, linewidth=1.3)
             panel.set_title(training if not after else "")
             panel.set_xticks(range(len(shares)), [f"{share:.3g}" for share in shares])
