@@ -102,7 +102,9 @@ def plot(title: str, rows: Sequence[CutRow], scope: str = "global") -> bytes:
     from matplotlib.figure import Figure
 
     shares = sorted({row.macs for row in rows}, reverse=True)
-    trainings, criteria = (list(dict.fromkeys(row[field] for row in rows)) for field in (6, 0))
+    trainings, criteria = (
+        list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("training", "criterion")
+    )
     with canvas.report_style():
         figure: Figure = canvas.new_figure(title, 5.4)
         panels = figure.subplots(2, len(trainings), sharex=True, sharey="row", squeeze=False)
