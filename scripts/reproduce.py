@@ -14,9 +14,10 @@ import reproduce_stages
 
 from jaxslim.commands.arguments import parse
 from jaxslim.commands.cli import run, start_jax
+from jaxslim.data.archives import write_part
 from jaxslim.errors import InputError
 from jaxslim.experiments import stages
-from jaxslim.files import check_out, check_path, locked, replacing, write_whole
+from jaxslim.files import check_out, check_path, locked, write_whole
 from jaxslim.models import WIDTHS
 from jaxslim.reporting import report
 from jaxslim.storage.integrity import digest
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> None:
         stages.check(setting.home, planned[setting.home])
     with locked(out, "--out"):
         if options.quick:
-            _write_part(images, Path(base.dataset))
+            write_part(images, Path(base.dataset), QUICK_IMAGES, QUICK_IMAGES // 3)
         outcomes = {folder: _run(folder, of_seed) for folder, of_seed in planned.items()}
         command = shlex.join(["python", "scripts/reproduce.py", *argv])
         result = reproduce_report.compose(base, described, outcomes, command)
@@ -113,17 +114,6 @@ def _base(options: Options) -> TrainConfig:
     save_every = max(1, options.epochs // 16)  # on a fast GPU, saving takes longer than an epoch
     shared = {name: getattr(options, name) for name in ("epochs", "l1", "dtype", "dataset", "data_dir")}
     return TrainConfig(model="vgg", model_args={"widths": widths}, save_every=save_every, **shared)
-
-
-def _write_part(images: Any, file: Path) -> None:
-    """Write the images of a rehearsal: the same part of the data set every time."""
-    arrays: dict[str, np.ndarray] = {}
-    for split, count in (("train", QUICK_IMAGES), ("test", QUICK_IMAGES // 3)):
-        labels = getattr(images, f"{split}_labels")
-        chosen = np.random.default_rng(0).permutation(len(labels))[:count]
-        arrays |= {f"{split}_images": getattr(images, f"{split}_images")[chosen], f"{split}_labels": labels[chosen]}
-    with replacing(file) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
 
 
 if __name__ == "__main__":

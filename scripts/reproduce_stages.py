@@ -67,7 +67,7 @@ def epochs(base: TrainConfig, tuning: str) -> int:
 
 def stages_of_seed(at: Setting, techniques: bool) -> list[Stage]:
     """All stages of one seed, in order; with `techniques`, also those that neither paper nor reference has."""
-    train, cut = functools.partial(_training, at), functools.partial(_cut, at)
+    train, cut = functools.partial(training, at), functools.partial(_cut, at)
     planned, source = [train("baseline", l1=0.0)], "sparse"
     for (pull, way), tunings in TECHNIQUES.items() if techniques else [(("", ""), ("tuned-short", "tuned-long"))]:
         if not way:
@@ -84,7 +84,8 @@ def stages_of_seed(at: Setting, techniques: bool) -> list[Stage]:
     return planned
 
 
-def _training(at: Setting, name: str, source: str | None = None, **changes: Any) -> Stage:
+def training(at: Setting, name: str, source: str | None = None, **changes: Any) -> Stage:
+    """The stage that trains `at.base` with `changes`, from new parameters or from the result of the stage `source`."""
     folder, start = at.home / name, str(at.home / source) if source else None
     config = dataclasses.replace(at.base, **changes, name=name, workdir=str(folder), init_from=start)
     free = {*MAY_DIFFER, "dataset"}  # the digest stands for the data set
@@ -95,7 +96,7 @@ def _training(at: Setting, name: str, source: str | None = None, **changes: Any)
         module, variables, meta = checkpoint.load(trained.folder)
         size = count(module.apply, variables, np.zeros((1, *meta["image_shape"]), np.float32))
         accuracy = {"accuracy": trained.metrics["accuracy"], "best_accuracy": trained.best["accuracy"]}
-        return {**accuracy, **size._asdict(), "small_scales": trained.metrics["small_scales"]}
+        return {**accuracy, **size._asdict(), "small_scales": trained.metrics.get("small_scales")}
 
     spec = {**fields, "init_from": source, "images": at.images}
     return Stage(name, spec, work, (source,) if source else (), lambda: check_folder(folder, config))

@@ -84,6 +84,21 @@ def test_figures_of_the_reproduction_are_those_of_its_report():
         assert number in found, number
 
 
+def test_figures_of_the_criteria_are_those_of_their_reports():
+    reports = [file.read_text() for file in (ROOT / ".github" / "criteria").glob("*.md")]
+    lines = [line for report in reports for line in report.splitlines()]
+    section = README.partition("### Which criterion")[2].partition("## Details")[0]
+    shown = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(shown) > 20
+    assert [line for line in shown if line not in lines] == []
+    commands = re.findall(r"^    (python scripts/criteria.py.*)$", section, re.M)
+    assert sorted(f"- command: {command}" for command in commands) == sorted(
+        line for line in lines if line.startswith("- command: ")
+    )
+    known = {number for line in lines for number in re.findall(r"\d+\.\d\d", line)}
+    assert [number for number in re.findall(r"(\d+\.\d\d) %", section) if number not in known] == []
+
+
 def _accuracies(seed):
     for stage in seed.values():
         yield from (row["accuracy"] for row in [stage, *stage.get("rows", [])] if "accuracy" in row)

@@ -14,6 +14,7 @@ from numpy.lib import format as npy
 
 from jaxslim.data.sources import MAX_BYTES, Dataset, Source, Split, as_input_error, assemble, fit, stamp
 from jaxslim.errors import InputError
+from jaxslim.files import replacing
 
 OWN_NAMES = ("train_images", "train_labels", "test_images", "test_labels")
 KERAS_NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -47,6 +48,24 @@ def read_npz(path: Path, image_size: int, channels: int) -> Dataset:
     _check(path, "class_names", class_names, is_right, "it must be a list of strings.")
     train, test = (_split(path, arrays, *pair, image_size, channels) for pair in (names[:2], names[2:]))
     return assemble(path, train, test, class_names.tolist())
+
+
+def write_part(images: Dataset, file: Path, train: int, test: int) -> None:
+    """Write an .npz with a random part of a data set, the same part every time.
+
+    Args:
+      images: the data set.
+      file: the .npz, which is replaced.
+      train: how many training images; all if there are fewer.
+      test: how many test images.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for split, count in (("train", train), ("test", test)):
+        labels = getattr(images, f"{split}_labels")
+        chosen = np.random.default_rng(0).permutation(len(labels))[:count]
+        arrays |= {f"{split}_images": getattr(images, f"{split}_images")[chosen], f"{split}_labels": labels[chosen]}
+    with replacing(file) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
 
 
 def _read_array(path: Path, name: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
