@@ -34,7 +34,9 @@ def check(network: Any, variables: Any, images: np.ndarray, seed: int, share: fl
     first = by_hand(graph, both.keep | random_keep(graph, seed, 0.5))
     small, smaller = (jaxslim.cut(graph, variables, plan) for plan in (first, both))
     again = jaxslim.trace(jaxslim.narrow(network, graph, first), small, images)
-    assert_same(jaxslim.cut(again, small, carried_over(graph, first, again, both)), smaller)
+    carried = carried_over(graph, first, again, both)
+    if not (~carried.keep & again.survivors(carried.keep)).any():  # else a norm is the last reader of a grid's element,
+        assert_same(jaxslim.cut(again, small, carried), smaller)  # and is one unit with the element in the second graph
 
     assert jaxslim.count(jaxslim.narrow(network, graph, both), smaller, images).params == surviving(graph, both)
     assert_same(variables, untouched)
