@@ -155,8 +155,8 @@ def _tuner(path: Path, epochs: int) -> tuple[Any, Any, Any, Any]:
 def _scorer(of: Subject, criterion: str) -> Callable[..., Any]:
     if criterion == "random":
         return functools.partial(criteria.random, seed=of.config.seed)
-    if criterion == "magnitude_mean":
-        return functools.partial(criteria.magnitude, normalize="mean")
+    if criterion in ("magnitude", "magnitude_mean"):
+        return functools.partial(criteria.magnitude, normalize="mean" if criterion == "magnitude_mean" else "size")
     return scorer(criterion, of.module, of.config, of.images)
 
 
