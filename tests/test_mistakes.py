@@ -216,7 +216,7 @@ COMMAND_LINES = {
     ),
     "layers that keep all": (
         "sensitivity sparse --min-channels 8",
-        "No layer of {home}/sparse/checkpoints/12 has a ch",
+        "No layer of {home}/sparse/checkpoints/12 loses a",
     ),
     "empty analysis": ("sensitivity sparse --out ''", "--out is empty; give a folder for the report."),
     "file as analysis": ("sensitivity sparse --out data.npz", "{home}/data.npz " + NO_FOLDER),
@@ -643,7 +643,6 @@ CALLS = {
     "trace an image": (lambda n: jaxslim.trace(n.module.apply, n.variables, n.images[0]), "The images have shape (8,"),
     "count no images": (lambda n: jaxslim.count(n.module.apply, n.variables, None), "The images have shape (); pass "),
     "count a module": (lambda n: jaxslim.count(n.module, n.variables, n.images), NOT_APPLIED + "Can't call compact me"),
-    "leave a name": (lambda n: jaxslim.plan(n.graph, n.scores, 0.5, leave="bn0"), "There is no layer "),
     "scales of params": (lambda n: jaxslim.bn_scales(n.params), "The variables have no params; pass all that module."),
     "prune a class": (lambda n: jaxslim.prune(n.kind, n.variables, 0.5, n.images), "VGG is a class; pass a model"),
     "save over another": (lambda n: jaxslim.save(n.home / "pruned", n.module, n.variables), "{home}/pruned exists"),
