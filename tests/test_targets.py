@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,6 +22,13 @@ from jaxslim import criteria
 from jaxslim.core.groups import alike, groups
 from jaxslim.core.layers import scored_layers
 
+
+@pytest.fixture
+def in_64_bits() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
 SOME = settings(max_examples=max(1, settings.default.max_examples // 5))
 
 
@@ -35,6 +42,7 @@ def costs(apply: Any, graph: jaxslim.ChannelGraph, variables: Any, plan: jaxslim
     return jaxslim.count(jaxslim.narrow(apply, graph, plan), small, *inputs)
 
 
+@pytest.mark.usefixtures("in_64_bits")
 @SOME
 @given(programs(3), st.integers(0, 99), st.floats(0.05, 0.95), st.sampled_from([1, 3]))
 def test_a_target_is_met_by_as_few_channels_as_it_takes(program: Program, seed: int, share: float, many: int) -> None:
@@ -143,6 +151,7 @@ def test_a_latency_is_met_by_what_was_measured() -> None:
 # Scope.
 
 
+@pytest.mark.usefixtures("in_64_bits")
 @SOME
 @given(programs(3), st.integers(0, 99), st.floats(0, 0.6), st.sampled_from(["layer", "alike"]))
 def test_each_layer_or_class_of_layers_loses_its_share(program: Program, seed: int, ratio: float, scope: Any) -> None:
