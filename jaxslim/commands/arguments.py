@@ -30,7 +30,6 @@ METAVARS = {
     **dict.fromkeys(("label_smoothing", "distill_weight", "progressive"), "SHARE"),
     **dict.fromkeys(("ratios", "lr_drops"), "SHARE ..."),
     "latency": "SHARE|TIME",
-    "criterion": "{bn_scale,magnitude,taylor,fisher,activation,geometric_median,lamp,random}",
     "dataset": "NAME|PATH",
     "augment": "NAME ...",
     "leave": "LAYER ...",

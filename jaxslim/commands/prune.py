@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jaxslim.commands.arguments import OfCut, data_of, parse
 from jaxslim.commands.cli import command_line, start_jax
@@ -36,7 +36,7 @@ class Options(OfCut):
     latency: str | None = None
     """Cut until 16 images take at most this on this device, instead of a ratio: a share of the full network's time such
     as 0.5, or a time such as 2ms."""
-    criterion: Criterion | None = None
+    criterion: Criterion | None = dataclasses.field(default=None, metadata={"metavar": "|".join(get_args(Criterion))})
     """What says which channels matter, a function of jaxslim.criteria; by default the scales of BatchNorm, or the
     magnitude of the weights in a network without."""
     scope: Literal["global", "layer", "alike"] = "global"

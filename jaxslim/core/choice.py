@@ -94,7 +94,8 @@ class Choice:
                 raise InputError(f"No channel of {pattern} has a score of its own; {advice}.")
             for layer in found:
                 units = worst_first[np.isin(worst_first, layer.units) & ~np.isin(worst_first, given)]
-                can_go, wanted = units[~self._safe(stays)[units]], math.floor(len(units) * ratio + 1e-9)
+                wanted = math.floor(len(units) * ratio + 1e-9)
+                can_go = units[~self._safe(stays)[units]] if wanted else units[:0]  # a plan may spare many layers
                 if len(can_go) < wanted:
                     largest = math.floor(len(can_go) / len(units) * 1e4) / 1e4
                     raise InputError(

@@ -27,6 +27,8 @@ from jaxslim.training.optimizer import losses
 
 CRITERION_BATCHES = 10
 """Training batches that a criterion sees."""
+WITH_BATCHES = ("taylor", "fisher", "activation")
+"""Criteria that see any."""
 
 
 def sample(image_shape: Any) -> jax.Array:
@@ -55,7 +57,8 @@ def scorer(criterion: str, module: Any, config: TrainConfig, images: Dataset) ->
         return lambda graph, variables: criteria.activation(graph, module.apply, variables, inputs)
     if criterion == "magnitude":
         return functools.partial(criteria.magnitude, normalize="mean")
-    return getattr(criteria, criterion)  # type: ignore[no-any-return]
+    found: Callable[..., Any] = getattr(criteria, criterion)
+    return found
 
 
 def measurer(config: TrainConfig, images: Dataset, recalibrate: int) -> Callable[[Any], Callable[[Any], float]]:
@@ -106,7 +109,7 @@ def save_cut(
     if os.path.lexists(out):
         raise InputError(f"{out} exists already and checkpoints are never overwritten; choose another --out.")
     check_place(out)
-    needs_images = recalibrate or criterion in ("taylor", "fisher", "activation")
+    needs_images = recalibrate or criterion in WITH_BATCHES
     found: tuple[Any, ...] = load_trained(path, **data or {}) if needs_images else (checkpoint.load(path),)
     (module, variables, meta), *trained_on = found
     if "image_shape" not in meta:

@@ -124,8 +124,10 @@ class Progressive:
         if self.done:
             raise InputError("All steps are taken; the network has its final size.")
         held = self._network.held(self.module if variables is None else variables)
-        if held is not None or variables is None:
-            variables = self.variables if held is None else held
+        if held is not None:
+            variables = held
+        elif variables is None:
+            variables = self.variables
         full = restore(self.graph, self.plan, variables)
         new = self._plan(self._shares[0], full)
         states = tuple(cut(self.graph, restore(self.graph, self.plan, state), new) for state in states)

@@ -48,7 +48,7 @@ class Shrinking:
             variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), variables)
         graph, scores = self._scored(module, variables)
         plan(graph, scores, config.progressive)  # to fail before the training
-        self._total = self._channels(module, variables)
+        self._total = _channels(graph, scores)
         self.gone = gone
         """How many channels were cut so far; a layer with one channel left counts none."""
 
@@ -56,12 +56,6 @@ class Shrinking:
         model = network(module, variables, (self._image,))
         graph = traced(model, (self._image,))
         return graph, scored(model, graph, None)
-
-    def _channels(self, module: Any, variables: Any) -> int:
-        """How many channels of a network have scores."""
-        graph, scores = self._scored(module, variables)
-        _, score = scored_layers(graph, scores)
-        return int(np.count_nonzero(graph.choosable & (score > -math.inf)))
 
     def to_cut(self, epoch: int) -> int:
         """How many channels are to go yet by the start of an epoch."""
@@ -76,8 +70,14 @@ class Shrinking:
         number = self.to_cut(epoch)
         if not number:
             return None
-        there = self._channels(module, variables)
+        there = _channels(*self._scored(module, variables))
         images = jax.random.normal(jax.random.key(0), (16, *self._image.shape[1:]))
         pruned = prune(module, variables, number / there, images, absorb=True)
         self.gone += round(pruned.plan.achieved * there)
         return Smaller(pruned.module, pruned.variables, cut(pruned.graph, optimizer, pruned.plan))
+
+
+def _channels(graph: ChannelGraph, scores: Any) -> int:
+    """How many channels of a network have scores."""
+    _, score = scored_layers(graph, scores)
+    return int(np.count_nonzero(graph.choosable & (score > -math.inf)))

@@ -1,7 +1,7 @@
 """The scales of BatchNorm layers: the criterion of network slimming, and which parameters these are."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -108,13 +108,19 @@ def batch_scales(graph: ChannelGraph, variables: Any) -> Any:
     """|scale| of the BatchNorm layers that the trace finds, each at its path; None if no channel of theirs can go."""
     found: dict[str, Any] = {}
     any_goes = False
+    for path, number, scales in _sizes(graph, variables):
+        place = functools.reduce(lambda node, name: node.setdefault(name, {}), path[:-1], found)
+        place[path[-1]] = scales
+        any_goes |= any(units.any() for units in graph.units[number])
+    return found if any_goes else None
+
+
+def _sizes(graph: ChannelGraph, variables: Any) -> Iterator[tuple[Path, int, np.ndarray]]:
+    """Path, number and |scale| of each BatchNorm layer that the trace finds."""
     for path, leaf in leaf_paths(variables):
         number = graph.find(path)
         if number is not None and number in graph.batch_scales:
-            place = functools.reduce(lambda node, name: node.setdefault(name, {}), path[:-1], found)
-            place[path[-1]] = np.abs(np.asarray(leaf, np.float64))
-            any_goes |= any(units.any() for units in graph.units[number])
-    return found if any_goes else None
+            yield path, number, np.abs(np.asarray(leaf, np.float64))
 
 
 def bn_scale(graph: ChannelGraph, variables: Any, reduce: Reduce = "max") -> np.ndarray:
@@ -135,12 +141,10 @@ def bn_scale(graph: ChannelGraph, variables: Any, reduce: Reduce = "max") -> np.
       InputError: the network has no BatchNorm scale whose channels can be cut.
     """
     found = []
-    for path, leaf in leaf_paths(variables):
-        number = graph.find(path)
-        if number is not None and number in graph.batch_scales:
-            axis = channel_axis(graph.shapes[number]) or 0
-            scales = np.moveaxis(np.abs(np.asarray(leaf, np.float64)), axis, 0)  # a scan stacks those of its rounds
-            found.append((graph.units[number][axis], scales.reshape(len(scales), -1).max(1)))
+    for _, number, scales in _sizes(graph, variables):
+        axis = channel_axis(graph.shapes[number]) or 0
+        rows = np.moveaxis(scales, axis, 0)  # a scan stacks those of its rounds
+        found.append((graph.units[number][axis], rows.reshape(len(rows), -1).max(1)))
     scored = np.unique(np.concatenate([np.zeros(0, np.int64), *(units for units, _ in found)]))
     if not scored.any():
         advice = "trace evaluation first, or take another criterion, such as magnitude"
