@@ -1,0 +1,1 @@
+"""Networks from the state dicts of PyTorch."""
