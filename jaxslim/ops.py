@@ -103,7 +103,8 @@ def conv(
         return plain(images, kernel)  # there are no outputs
     arguments: dict[str, Any] = {"strides": window_strides, "padding": padding, "precision": options.get("precision")}
     taps, patches = functools.partial(_taps, **arguments), functools.partial(_patches, **arguments)
-    product = taps if len(images) >= FEW_IMAGES else patches
+    batch = images.shape[0]
+    product = patches if isinstance(batch, int) and batch < FEW_IMAGES else taps  # an open batch is a symbol
     on_cpu = _bilinear(product, to_images=taps, to_kernel=product if size <= TINY_MAP else plain)
     return lax.platform_dependent(images, kernel, cpu=on_cpu, default=plain)
 

@@ -17,6 +17,7 @@ from jaxslim.core.programs import program
 from jaxslim.core.rules import RULES
 from jaxslim.core.scales import scale_leaves
 from jaxslim.core.solve import Solution
+from jaxslim.core.sources import source_line
 from jaxslim.core.value import Value
 from jaxslim.core.walk import Reason, Walk
 from jaxslim.core.work import Contraction, contractions
@@ -193,17 +194,5 @@ def _stops(solution: Solution, walk: Walk, paths: list[Path], classes: list[tupl
             found = [reason for number in np.unique(own[solution.fixed[own]]).tolist() for reason in by_class[number]]
             if found:
                 reason = next((one for one in found if not one.expected), found[0])
-                stops.append(Stop(path, axis, reason.cause, _source(reason.source), reason.expected))
+                stops.append(Stop(path, axis, reason.cause, source_line(reason.source), reason.expected))
     return stops
-
-
-def _source(infos: Any) -> str:
-    """File, line and function of the innermost frame outside JAX, its libraries and this package."""
-    for info in infos:
-        for frame in info.traceback.frames if info is not None and info.traceback is not None else ():
-            if not any(part in frame.file_name for part in _INNER):
-                return f"{frame.file_name}:{frame.line_num} ({frame.function_name.rpartition('<locals>.')[2]})"
-    return ""
-
-
-_INNER = ("<", *(f"/{package}/" for package in ("site-packages", "jaxslim/core", "jaxslim/slim", "importlib")))

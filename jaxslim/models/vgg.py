@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 
 from jaxslim import ops
 from jaxslim.errors import InputError, quoted
@@ -97,9 +98,13 @@ def max_pool(x: jax.Array) -> jax.Array:
     It drops an odd last row or column, as `nn.max_pool` does. Its gradient is over 20 times faster on CPUs, because it
     takes four strided slices in place of a window reduction. Tied pixels share the gradient.
     """
-    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    rows = jnp.maximum(x[:, 0:height:2, :width], x[:, 1:height:2, :width])
-    return jnp.maximum(rows[:, :, 0::2], rows[:, :, 1::2])
+    return _larger_of_pairs(_larger_of_pairs(x, 1), 2)
+
+
+def _larger_of_pairs(x: jax.Array, axis: int) -> jax.Array:
+    even = x.shape[axis] // 2 * 2
+    first, second = (lax.slice_in_dim(x, start, even, stride=2, axis=axis) for start in (0, 1))
+    return jnp.maximum(first, second)
 
 
 WIDTHS: dict[str, tuple[int | str, ...]] = {
