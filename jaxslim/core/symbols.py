@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax.export import is_symbolic_dim
@@ -64,8 +64,13 @@ def _numbers(value: Any, numbers: dict[str, int]) -> Any:
 def _number(size: Any, numbers: dict[str, int]) -> Any:
     if not is_symbolic_dim(size):
         return size
+    return int(evaluate_size(size, numbers))
+
+
+def evaluate_size(size: Any, symbols: Mapping[str, Any]) -> Any:
+    """Compute a symbolic size from what stands for its symbols: JAX has no public way to do so."""
     text = str(size).replace("^", "**")
-    return int(eval(text, {"__builtins__": {}, **_FUNCTIONS}, numbers))  # JAX has no public way to evaluate a size
+    return eval(text, {"__builtins__": {}, **_FUNCTIONS}, symbols)
 
 
 def number_shape(shape: Sequence[Any], numbers: dict[str, int]) -> tuple[int, ...]:

@@ -1,0 +1,152 @@
+"""A network's program as a model of ONNX, and its comparison with what JAX computes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import onnx
+from jax.export import symbolic_shape
+from onnx import helper
+
+from jaxslim.core.flat import flatten
+from jaxslim.core.paths import leaf_paths
+from jaxslim.core.programs import program
+from jaxslim.errors import InputError, first_line
+from jaxslim.interop.onnx.emitter import Held, Tensor, write
+from jaxslim.interop.onnx.graph import LEAST_OPSET, Graph, onnx_type, reads, used
+from jaxslim.interop.onnx.rules import RULES
+from jaxslim.slim.check import difference
+
+OPSET = 18
+"""The opset that is written unless another is asked for: that of 2022, which runtimes of today read."""
+TOLERANCE = 1e-4
+"""Largest difference from JAX, as a share of the largest output."""
+_PRODUCER = "jaxslim"
+
+
+class Port(NamedTuple):
+    """An input or an output of a model."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    """Sizes; an open one has a name."""
+    dtype: Any
+
+
+def convert(
+    run: Callable[..., Any],
+    variables: Any,
+    inputs: Sequence[Any],
+    *,
+    opset: int = OPSET,
+    metadata: Mapping[str, str] | None = None,
+    names: Sequence[str] = (),
+) -> Any:
+    """Write `run(variables, *inputs)` as an `onnx.ModelProto`.
+
+    What depends on the variables alone is computed now, so that norms in evaluation become part of the layers before
+    them. Convolutions and pooling keep channels first, as ONNX has them, between the program's inputs and outputs,
+    which stay as they are.
+
+    Args:
+      run: evaluation of a network.
+      variables: its arrays.
+      inputs: pytrees of arrays or `ShapeDtypeStruct`s. First axes of the first array's length are the batch, of any
+        size if the network's code allows.
+      opset: version of ONNX's operators.
+      metadata: texts to keep in the model.
+      names: of the inputs' arrays, in order.
+
+    Raises:
+      InputError: a primitive has no rule, or the opset lacks an operator.
+    """
+    newest = onnx.defs.onnx_opset_version()
+    if not LEAST_OPSET <= opset <= newest:
+        raise InputError(f"opset is {opset}; it must be from {LEAST_OPSET} to {newest}, which this onnx package knows.")
+    given, structure = jax.tree.flatten(jax.eval_shape(lambda tree: tree, tuple(inputs)))
+    leaves, paths = jax.tree.leaves(variables), [path for path, _ in leaf_paths(variables)]
+    closed, out = _traced(run, variables, given, structure)
+    graph, avals = Graph(opset), closed.in_avals[len(leaves) :]
+    ports = [_port(graph, name, aval) for name, aval in zip(_input_names(names, len(given)), avals, strict=True)]
+    for port in ports:
+        if "batch" in port.shape and "batch" not in graph.sizes:
+            axis = graph.constant(np.int64(port.shape.index("batch")))
+            graph.sizes["batch"] = graph.one("Gather", graph.one("Shape", port.name), axis, axis=0)
+    args: list[Held] = [np.asarray(leaf) for leaf in leaves]
+    args += [Tensor(port.name, tuple(range(len(port.shape)))) for port in ports]
+    emitter, outputs = write(graph, RULES, flatten(closed), args, paths)
+    results = [_port(graph, name, aval) for name, aval in zip(_output_names(out), closed.out_avals, strict=True)]
+    for port, number in zip(results, outputs, strict=True):
+        graph.nodes.append(helper.make_node("Identity", [emitter.tensor(number)], [port.name], name=port.name))
+    return _model(graph, ports, results, metadata or {})
+
+
+def _traced(run: Callable[..., Any], variables: Any, given: Sequence[Any], structure: Any) -> tuple[Any, Any]:
+    """The program for any batch size, or for the given one where the code allows no other."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jax.typeof(leaf).dtype), variables)
+    batch = given[0].shape[0] if given and given[0].shape else None
+    if batch is not None:
+        (size,) = symbolic_shape("batch")
+        opened = [
+            jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype) if leaf.shape[:1] == (batch,) else leaf
+            for leaf in given
+        ]
+        try:
+            return program(run, shapes, *jax.tree.unflatten(structure, opened))
+        except InputError:  # the code asks for the size
+            pass
+    return program(run, shapes, *jax.tree.unflatten(structure, given))
+
+
+def _port(graph: Graph, name: str, aval: Any) -> Port:
+    return Port(graph.unique(name), tuple(n if isinstance(n, int) else str(n) for n in aval.shape), aval.dtype)
+
+
+def _input_names(names: Sequence[str], count: int) -> list[str]:
+    rest = ["input"] if count == 1 else [f"input_{number}" for number in range(count)]
+    return [*names, *rest[len(names) :]]
+
+
+def _output_names(out: Any) -> list[str]:
+    paths = [path for path, _ in leaf_paths(out)]
+    return ["output"] if len(paths) == 1 else ["/".join(("output", *path)) for path in paths]
+
+
+def _model(graph: Graph, inputs: Sequence[Port], outputs: Sequence[Port], metadata: Mapping[str, str]) -> Any:
+    nodes = used(graph.nodes, {port.name for port in outputs})
+    needed = set[str]().union(*map(reads, nodes))
+    ends = [
+        [helper.make_tensor_value_info(port.name, onnx_type(port.dtype), list(port.shape)) for port in side]
+        for side in (inputs, outputs)
+    ]
+    stored = [tensor for name, tensor in graph.stored().items() if name in needed]
+    form = helper.make_graph(nodes, _PRODUCER, ends[0], ends[1], stored)
+    opsets = [helper.make_opsetid("", graph.opset)]
+    version = max(helper.find_min_ir_version_for(opsets), 8)
+    model = helper.make_model(form, opset_imports=opsets, ir_version=version, producer_name=_PRODUCER)
+    helper.set_model_props(model, dict(metadata))
+    return model
+
+
+def compare(model: Any, expected: Sequence[Any], inputs: Sequence[Any]) -> float | None:
+    """How far onnxruntime's outputs are from `expected`, as a share of the largest; None without onnxruntime.
+
+    Raises:
+      InputError: onnxruntime cannot run the model.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        fed = {port.name: np.asarray(array) for port, array in zip(session.get_inputs(), inputs, strict=True)}
+        found = session.run(None, fed)
+    except Exception as error:  # of many types of its own
+        raise InputError(
+            f"onnxruntime {onnxruntime.__version__} cannot run the network ({first_line(error)})."
+        ) from error
+    return difference([np.asarray(array) for array in expected], found)

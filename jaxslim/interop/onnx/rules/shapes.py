@@ -1,0 +1,125 @@
+"""Operations that move, add and remove axes and elements."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxslim.core.flat import Node
+from jaxslim.interop.onnx.emitter import Emitter, Held, Rule, Tensor, is_open, relabelled
+from jaxslim.interop.onnx.graph import Graph, onnx_type
+
+
+def _transpose(emitter: Emitter, node: Node) -> Sequence[Held]:
+    value, permutation = _tensor(emitter, node.ins[0]), node.eqn.params["permutation"]
+    return [relabelled(value, {old: new for new, old in enumerate(permutation)})]
+
+
+def _broadcast_in_dim(emitter: Emitter, node: Node) -> Sequence[Held]:
+    value, places = _tensor(emitter, node.ins[0]), node.eqn.params["broadcast_dimensions"]
+    before, after = emitter.shape(node.ins[0]), emitter.shape(node.outs[0])
+    grown = [place for k, place in enumerate(places) if k in value.axes and str(before[k]) != str(after[place])]
+    return [relabelled(value, dict(enumerate(places)), grown)]
+
+
+def _tensor(emitter: Emitter, number: int) -> Tensor:
+    """A value as a tensor that lacks no axis but those of length 1, or along which the value is the same."""
+    value, present = emitter.values[number], emitter.present(number)
+    return value if isinstance(value, Tensor) else Tensor(emitter.tensor(number, present), present)
+
+
+def _squeeze(emitter: Emitter, node: Node) -> Sequence[Held]:
+    rank = len(emitter.shape(node.ins[0]))
+    gone = [axis % rank for axis in node.eqn.params["dimensions"]]
+    kept = [axis for axis in range(rank) if axis not in gone]
+    return [_with_axes(emitter, node.ins[0], {axis: place for place, axis in enumerate(kept)})]
+
+
+def _with_axes(emitter: Emitter, number: int, places: dict[int, int]) -> Tensor:
+    """A value without the axes of length 1 that have no place."""
+    value = _tensor(emitter, number)
+    kept = tuple(axis for axis in value.axes if axis in places)
+    return relabelled(Tensor(emitter.tensor(number, kept, thin=True), kept, value.thin), places)
+
+
+def _reshape(emitter: Emitter, node: Node) -> Sequence[Held]:
+    number, out = node.ins[0], node.outs[0]
+    before, after = emitter.shape(number), emitter.shape(out)
+    long_before, long_after = ([k for k, n in enumerate(shape) if n != 1] for shape in (before, after))
+    if [str(before[k]) for k in long_before] == [str(after[k]) for k in long_after]:
+        return [_with_axes(emitter, number, dict(zip(long_before, long_after, strict=True)))]
+    return [Tensor(emitter.graph.reshape(emitter.tensor(number), after), tuple(range(len(after))))]
+
+
+def _concatenate(emitter: Emitter, node: Node) -> Sequence[Held]:
+    along, rank = node.eqn.params["dimension"], len(emitter.shape(node.outs[0]))
+    leads = (value.axes for number in node.ins if isinstance(value := emitter.values[number], Tensor))
+    lead = next((axes for axes in leads if len(axes) == rank), tuple(range(rank)))
+    names = [emitter.tensor(number, lead) for number in node.ins]
+    return [Tensor(emitter.graph.one("Concat", *names, axis=lead.index(along)), lead)]
+
+
+def _pad(emitter: Emitter, node: Node) -> Sequence[Held]:
+    number, config = node.ins[0], node.eqn.params["padding_config"]
+    present = emitter.present(number)
+    order = (*present, *(k for k, (low, high, _) in enumerate(config) if k not in present and (low, high) != (0, 0)))
+    name, graph, shape = emitter.tensor(number, order), emitter.graph, emitter.shape(number)
+    value = emitter.tensor(node.ins[1], ())
+    if any(config[k][2] for k in order):
+        name = with_gaps(graph, name, value, [shape[k] for k in order], [config[k][2] for k in order])
+    sides = [[max(config[k][side], 0) for k in order] for side in (0, 1)]
+    if any(map(any, sides)):
+        name = graph.one("Pad", name, graph.integers([*sides[0], *sides[1]]), value)
+    cut = [(position, *config[k][:2]) for position, k in enumerate(order) if min(config[k][:2]) < 0]
+    if cut:
+        starts = graph.integers([max(-low, 0) for _, low, _ in cut])
+        ends = graph.integers([high if high < 0 else np.iinfo(np.int64).max for _, _, high in cut])
+        name = graph.one("Slice", name, starts, ends, graph.integers([position for position, *_ in cut]))
+    return [Tensor(name, order)]
+
+
+def with_gaps(graph: Graph, name: str, value: str, sizes: Sequence[Any], gaps: Sequence[int]) -> str:
+    """Put so many elements `value` between each two along each axis of a tensor of these sizes."""
+    sizes, rank = list(sizes), len(sizes)
+    for position, gap in enumerate(gaps):
+        if not gap:
+            continue
+        ends = [0] * (2 * (rank + 1))
+        ends[rank + 1 + position + 1] = gap
+        rows = graph.one("Unsqueeze", name, graph.integers([position + 1]))
+        rows = graph.one("Pad", rows, graph.integers(ends), value)
+        sizes[position] *= gap + 1
+        whole = graph.reshape(rows, sizes)
+        name = graph.one("Slice", whole, *(graph.integers([number]) for number in (0, -gap, position)))
+        sizes[position] -= gap
+    return name
+
+
+def _iota(emitter: Emitter, node: Node) -> Sequence[Held]:
+    """Numbers along an axis of open length."""
+    graph, axis, dtype = emitter.graph, node.eqn.params["dimension"], node.eqn.params["dtype"]
+    n = emitter.shape(node.outs[0])[axis]
+    if not is_open([n]):
+        counted: str = graph.constant(np.arange(n, dtype=dtype))
+    else:
+        zero, one = (graph.constant(np.int64(number)) for number in (0, 1))
+        counted = graph.one("Cast", graph.one("Range", zero, graph.size(n), one), to=onnx_type(dtype))
+    return [Tensor(counted, (axis,))]
+
+
+def _tile(emitter: Emitter, node: Node) -> Sequence[Held]:
+    reps = node.eqn.params["reps"]
+    order = tuple(range(len(reps)))
+    return [Tensor(emitter.graph.one("Tile", emitter.tensor(node.ins[0]), emitter.graph.shape(reps)), order)]
+
+
+SHAPES: dict[str, Rule] = {
+    "broadcast_in_dim": _broadcast_in_dim,
+    "concatenate": _concatenate,
+    "iota": _iota,
+    "pad": _pad,
+    "reshape": _reshape,
+    "squeeze": _squeeze,
+    "tile": _tile,
+    "transpose": _transpose,
+}
