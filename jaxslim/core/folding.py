@@ -122,7 +122,7 @@ def _divide(flat: Flat, variables: Collection[int]) -> tuple[list[Node], list[No
     for node in flat.nodes:
         grows = node.eqn.primitive.name == "broadcast_in_dim" and _grows(flat, node)
         open_size = any(is_symbolic_dim(n) for out in node.outs for n in getattr(flat.avals[out], "shape", ()))
-        can = not node.eqn.effects and node.eqn.primitive.name not in RANDOM and not grows and not open_size
+        can = not (node.eqn.effects or grows or open_size) and node.eqn.primitive.name not in (*RANDOM, "dim_as_value")
         if can and values.issuperset(node.ins):
             known.append(node)
             values.update(node.outs)

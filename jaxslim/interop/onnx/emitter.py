@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.export import is_symbolic_dim
 
@@ -30,7 +32,7 @@ class Tensor(NamedTuple):
     is the same along them. So it is along axes that the tensor lacks."""
 
 
-Held = Tensor | np.ndarray
+Held = Any  # a Tensor, or an array that is known
 Rule = Callable[["Emitter", Node], "Sequence[Held]"]
 
 
@@ -83,11 +85,19 @@ class Emitter:
         key = (number, order, thin)
         if key not in self._laid:
             value = self.values[number]
+            if not isinstance(value, Tensor | np.ndarray):
+                raise unsupported("random numbers", self.graph.place)
             if isinstance(value, np.ndarray):
                 self._laid[key] = self.graph.constant(laid(value, order), self.names.get(number))
             else:
                 self._laid[key] = self._in_order(number, value, order, thin)
         return self._laid[key]
+
+    def add(self, value: Held, aval: Any) -> int:
+        """A number for a value that the program has none for."""
+        number = max(self.flat.avals) + 1
+        self.flat.avals[number], self.values[number] = aval, value
+        return number
 
     def once(self, key: Any, make: Callable[[], str]) -> str:
         """A form of a value that several equations ask for, made at the first time."""
@@ -118,7 +128,9 @@ class Emitter:
         """Names of values in one order, for an elementwise operation; the order; and what stays thin in the result."""
         whole = [number for number in numbers if len(self.shape(number)) == len(shape)]
         tensors = [self.values[number] for number in whole]
-        lead = max((value.axes for value in tensors if isinstance(value, Tensor)), key=len, default=())
+        axes = [value.axes for value in tensors if isinstance(value, Tensor)]
+        longest = [one for one in axes if len(one) == max(map(len, axes))] or [()]
+        lead = next((one for one in longest if tuple(sorted(one)) == one), longest[0])  # the program's own, if there
         needed = {axis for number in whole for axis in self.present(number)} - {*lead}
         order = tuple(sorted({*lead, *needed})) if tuple(sorted(lead)) == lead else (*lead, *sorted(needed))
         names = [self.tensor(number, order if number in whole else (), thin=True) for number in numbers]
@@ -157,26 +169,18 @@ def write(
       args: its inputs, tensors or arrays.
       names: paths of the inputs that are arrays, which name what is stored.
     """
-    known = {number: arg for number, arg in zip(flat.inputs, args, strict=True) if isinstance(arg, np.ndarray)}
+    known = {number: arg for number, arg in zip(flat.inputs, args, strict=True) if not isinstance(arg, Tensor)}
     folding = fold(flat, list(known))
     emitter = Emitter(graph, rules, flat, folding.live)
     emitter.values |= zip(flat.inputs, args, strict=True)
     for number, array in folding.values(known, folding.boundary()).items():
-        emitter.values[number] = _plain(array, flat.avals[number].dtype)
+        is_key = jnp.issubdtype(flat.avals[number].dtype, jax.dtypes.prng_key)
+        emitter.values[number] = array if is_key else np.asarray(array, flat.avals[number].dtype)
     if names:
         emitter.names = {number: "/".join(path) for number, path in folding.names(names).items()}
     for node in folding.live:
         emitter.emit(node)
     return emitter, flat.outputs
-
-
-def _plain(array: Any, dtype: Any) -> np.ndarray:
-    try:
-        return np.asarray(array, dtype)
-    except TypeError:  # random keys
-        raise InputError(
-            "The network draws random numbers, which ONNX cannot do as JAX does; export its evaluation."
-        ) from None
 
 
 def laid(array: np.ndarray, order: tuple[int, ...]) -> np.ndarray:

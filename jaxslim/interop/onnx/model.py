@@ -65,38 +65,42 @@ def convert(
     if not LEAST_OPSET <= opset <= newest:
         raise InputError(f"opset is {opset}; it must be from {LEAST_OPSET} to {newest}, which this onnx package knows.")
     given, structure = jax.tree.flatten(jax.eval_shape(lambda tree: tree, tuple(inputs)))
+    opened = _opened(given)
+    if opened is not None:
+        try:
+            return _converted(run, variables, jax.tree.unflatten(structure, opened), opset, metadata or {}, names)
+        except InputError:  # the network's code, or what it needs in ONNX, asks for the size of the batch
+            pass
+    return _converted(run, variables, jax.tree.unflatten(structure, given), opset, metadata or {}, names)
+
+
+def _opened(given: Sequence[Any]) -> list[Any] | None:
+    """The inputs with an open batch; None if the first has no axes."""
+    if not given or not given[0].shape:
+        return None
+    (size,), batch = symbolic_shape("batch"), given[0].shape[:1]
+    return [
+        jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype) if leaf.shape[:1] == batch else leaf for leaf in given
+    ]
+
+
+def _converted(
+    run: Callable[..., Any], variables: Any, inputs: Sequence[Any], opset: int, metadata: Mapping[str, str], names: Any
+) -> Any:
     leaves, paths = jax.tree.leaves(variables), [path for path, _ in leaf_paths(variables)]
-    closed, out = _traced(run, variables, given, structure)
+    closed, out = program(run, variables, *inputs)
     graph, avals = Graph(opset), closed.in_avals[len(leaves) :]
-    ports = [_port(graph, name, aval) for name, aval in zip(_input_names(names, len(given)), avals, strict=True)]
+    ports = [_port(graph, name, aval) for name, aval in zip(_input_names(names, len(avals)), avals, strict=True)]
     for port in ports:
         if "batch" in port.shape and "batch" not in graph.sizes:
             axis = graph.constant(np.int64(port.shape.index("batch")))
             graph.sizes["batch"] = graph.one("Gather", graph.one("Shape", port.name), axis, axis=0)
-    args: list[Held] = [np.asarray(leaf) for leaf in leaves]
-    args += [Tensor(port.name, tuple(range(len(port.shape)))) for port in ports]
+    args: list[Held] = [*leaves, *(Tensor(port.name, tuple(range(len(port.shape)))) for port in ports)]
     emitter, outputs = write(graph, RULES, flatten(closed), args, paths)
     results = [_port(graph, name, aval) for name, aval in zip(_output_names(out), closed.out_avals, strict=True)]
     for port, number in zip(results, outputs, strict=True):
         graph.nodes.append(helper.make_node("Identity", [emitter.tensor(number)], [port.name], name=port.name))
-    return _model(graph, ports, results, metadata or {})
-
-
-def _traced(run: Callable[..., Any], variables: Any, given: Sequence[Any], structure: Any) -> tuple[Any, Any]:
-    """The program for any batch size, or for the given one where the code allows no other."""
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jax.typeof(leaf).dtype), variables)
-    batch = given[0].shape[0] if given and given[0].shape else None
-    if batch is not None:
-        (size,) = symbolic_shape("batch")
-        opened = [
-            jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype) if leaf.shape[:1] == (batch,) else leaf
-            for leaf in given
-        ]
-        try:
-            return program(run, shapes, *jax.tree.unflatten(structure, opened))
-        except InputError:  # the code asks for the size
-            pass
-    return program(run, shapes, *jax.tree.unflatten(structure, given))
+    return _model(graph, ports, results, metadata)
 
 
 def _port(graph: Graph, name: str, aval: Any) -> Port:

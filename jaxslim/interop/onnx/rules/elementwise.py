@@ -95,6 +95,9 @@ def _round(graph: Graph, eqn: Any, names: list[str]) -> str:
 
 def _select(graph: Graph, eqn: Any, names: list[str]) -> str:
     which, *cases = names
+    if _is_bool(eqn) and eqn.invars[1].aval.dtype == bool:  # of bools runtimes have no Where
+        sides = graph.one("And", which, cases[1]), graph.one("And", graph.one("Not", which), cases[0])
+        return graph.one("Or", *sides)
     if _is_bool(eqn):
         return graph.one("Where", which, cases[1], cases[0])
     found = cases[-1]
@@ -169,6 +172,24 @@ def _max(emitter: Emitter, node: Node) -> Sequence[Held]:
             if emitter.shape(other) == emitter.shape(node.outs[0]):
                 return [value._replace(name=emitter.graph.one("Relu", value.name))]
     return elementwise(_logical("Or", "Max"))(emitter, node)
+
+
+def _min(emitter: Emitter, node: Node) -> Sequence[Held]:
+    """A minimum; of a maximum, as in ReLU6, a clip."""
+    for one, other in (node.ins, node.ins[::-1]):
+        high, inner = emitter.scalar(one), emitter.sole(other, "max")
+        if high is None or inner is None or emitter.shape(other) != emitter.shape(node.outs[0]):
+            continue
+        for low, x in (inner.ins, inner.ins[::-1]):
+            value = emitter.values[x]
+            if (
+                emitter.scalar(low) is not None
+                and isinstance(value, Tensor)
+                and emitter.shape(x) == emitter.shape(other)
+            ):
+                limits = (emitter.graph.constant(np.asarray(n, emitter.dtype(x))) for n in (emitter.scalar(low), high))
+                return [value._replace(name=emitter.graph.one("Clip", value.name, *limits))]
+    return elementwise(_logical("And", "Min"))(emitter, node)
 
 
 def _divide(emitter: Emitter, node: Node) -> Sequence[Held]:
@@ -262,7 +283,6 @@ _WRITTEN: dict[str, Write] = {
     "or": _logical("Or", "BitwiseOr"),
     "xor": _logical("Xor", "BitwiseXor"),
     "not": _logical("Not", "BitwiseNot"),
-    "min": _logical("And", "Min"),
     "ne": _not_equal,
     "integer_pow": _integer_pow,
     "square": _square,
@@ -287,6 +307,7 @@ ELEMENTWISE: dict[str, Rule] = {
     **dict.fromkeys(("copy", "copy_p", "stop_gradient", "optimization_barrier", "sharding_constraint"), _identity),
     **dict.fromkeys(("pvary", "pcast", "mesh_cast", "reshard"), _identity),
     "max": _max,
+    "min": _min,
     "div": _divide,
     "reduce_precision": _reduce_precision,
     "stack": _stack,

@@ -1,8 +1,10 @@
 """Operations that move, add and remove axes and elements."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxslim.core.flat import Node
@@ -11,8 +13,11 @@ from jaxslim.interop.onnx.graph import Graph, onnx_type
 
 
 def _transpose(emitter: Emitter, node: Node) -> Sequence[Held]:
-    value, permutation = _tensor(emitter, node.ins[0]), node.eqn.params["permutation"]
-    return [relabelled(value, {old: new for new, old in enumerate(permutation)})]
+    return [_permuted(emitter, node.ins[0], node.eqn.params["permutation"])]
+
+
+def _permuted(emitter: Emitter, number: int, permutation: Sequence[int]) -> Tensor:
+    return relabelled(_tensor(emitter, number), {old: new for new, old in enumerate(permutation)})
 
 
 def _broadcast_in_dim(emitter: Emitter, node: Node) -> Sequence[Held]:
@@ -43,12 +48,41 @@ def _with_axes(emitter: Emitter, number: int, places: dict[int, int]) -> Tensor:
 
 
 def _reshape(emitter: Emitter, node: Node) -> Sequence[Held]:
-    number, out = node.ins[0], node.outs[0]
+    number, out, permutation = node.ins[0], node.outs[0], node.eqn.params["dimensions"]
+    if permutation is not None:
+        shape = tuple(emitter.shape(number)[k] for k in permutation)
+        aval = jax.ShapeDtypeStruct(shape, emitter.dtype(number))
+        number = emitter.add(_permuted(emitter, number, permutation), aval)
     before, after = emitter.shape(number), emitter.shape(out)
     long_before, long_after = ([k for k, n in enumerate(shape) if n != 1] for shape in (before, after))
     if [str(before[k]) for k in long_before] == [str(after[k]) for k in long_after]:
         return [_with_axes(emitter, number, dict(zip(long_before, long_after, strict=True)))]
-    return [Tensor(emitter.graph.reshape(emitter.tensor(number), after), tuple(range(len(after))))]
+    blocks = _blocks(before, after)
+    block_of = {axis: block for block in blocks for axis in block[0]}
+    lead = [axis for axis in emitter.present(number) if axis in block_of]
+    ordered = list(dict.fromkeys(block_of[axis] for axis in (*lead, *range(len(before)))))
+    name = emitter.tensor(number, [axis for block in ordered for axis in block[0]])
+    axes = tuple(axis for block in ordered for axis in block[1])
+    return [Tensor(emitter.graph.reshape(name, [after[axis] for axis in axes]), axes)]
+
+
+def _blocks(before: Sequence[Any], after: Sequence[Any]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Runs of old and of new axes with equal products, as short as can be."""
+    blocks, i, j = [], 0, 0
+    while i < len(before):
+        ends = _shortest(before[i:], after[j:])
+        blocks.append((tuple(range(i, i + ends[0])), tuple(range(j, j + ends[1]))))
+        i, j = i + ends[0], j + ends[1]
+    (old, new), rest = blocks[-1], range(j, len(after))
+    return [*blocks[:-1], (old, (*new, *rest))]
+
+
+def _shortest(before: Sequence[Any], after: Sequence[Any]) -> tuple[int, int]:
+    for total in range(2, len(before) + len(after)):
+        for i in range(max(1, total - len(after)), min(len(before), total - 1) + 1):
+            if str(math.prod(before[:i])) == str(math.prod(after[: total - i])):
+                return i, total - i
+    return len(before), len(after)
 
 
 def _concatenate(emitter: Emitter, node: Node) -> Sequence[Held]:
@@ -107,6 +141,14 @@ def _iota(emitter: Emitter, node: Node) -> Sequence[Held]:
     return [Tensor(counted, (axis,))]
 
 
+def _size(emitter: Emitter, node: Node) -> Sequence[Held]:
+    """An open size as a number of the program."""
+    graph = emitter.graph
+    return [
+        Tensor(graph.one("Cast", graph.size(node.eqn.params["dim"]), to=onnx_type(emitter.dtype(node.outs[0]))), ())
+    ]
+
+
 def _tile(emitter: Emitter, node: Node) -> Sequence[Held]:
     reps = node.eqn.params["reps"]
     order = tuple(range(len(reps)))
@@ -116,6 +158,7 @@ def _tile(emitter: Emitter, node: Node) -> Sequence[Held]:
 SHAPES: dict[str, Rule] = {
     "broadcast_in_dim": _broadcast_in_dim,
     "concatenate": _concatenate,
+    "dim_as_value": _size,
     "iota": _iota,
     "pad": _pad,
     "reshape": _reshape,
