@@ -12,6 +12,8 @@ from .core.plan import Plan as Plan
 from .core.plan import plan as plan
 from .core.tracing import trace as trace
 from .errors import InputError as InputError
+from .interop.evaluation import Exported as Exported
+from .interop.export import export as export
 from .models import VGG as VGG
 from .models import vgg11 as vgg11
 from .models import vgg13 as vgg13
@@ -23,6 +25,8 @@ from .slim.criteria.scales import bn_scale_mask as bn_scale_mask
 from .slim.criteria.scales import bn_scales as bn_scales
 from .slim.criteria.scales import scale_mask as scale_mask
 from .slim.distillation import distillation as distillation
+from .slim.fold import Folded as Folded
+from .slim.fold import fold as fold
 from .slim.group_lasso import group_lasso_proximal as group_lasso_proximal
 from .slim.group_lasso import group_lasso_subgradient as group_lasso_subgradient
 from .slim.latency import latency as latency

@@ -1,1 +1,1 @@
-"""Formats of other frameworks and runtimes. Nothing is here yet."""
+"""Networks out of JAX, and in from PyTorch."""

@@ -51,7 +51,7 @@ def difference(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
     wide = [[values.astype(np.promote_types(values.dtype, np.float64)) for values in pair] for pair in floats]
     largest = [np.max(np.abs(a[np.isfinite(a)]), initial=0.0) for a, _ in wide]
     least = max(0.01 * max(largest), 1e-6)  # an output of zeros is compared with the others
-    return max(_largest_gap(a, b) / max(scale, least) for (a, b), scale in zip(wide, largest, strict=True))
+    return float(max(_largest_gap(a, b) / max(scale, least) for (a, b), scale in zip(wide, largest, strict=True)))
 
 
 def _largest_gap(one: np.ndarray, other: np.ndarray) -> float:

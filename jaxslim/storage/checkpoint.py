@@ -28,6 +28,7 @@ from jaxslim.errors import InputError, first_line
 from jaxslim.files import UNFINISHED, check_path, flush, naming
 from jaxslim.slim.prune import Pruned
 from jaxslim.storage import networks
+from jaxslim.storage.exported import read_exported
 from jaxslim.storage.history import damaged, fault, find, read_meta
 from jaxslim.storage.integrity import DamageError, digest, seal
 from jaxslim.storage.metadata import CUT_FORMAT, arrays, build, check_image_shape, describe, origin
@@ -40,7 +41,8 @@ class Loaded(NamedTuple):
     """What a checkpoint holds."""
 
     module: Any
-    """The Linen module. Of a cut network, the model that was passed, cut again, or else its `Program`."""
+    """The Linen module. Of a cut network, the model that was passed, cut again, or else its `Program`; of an exported
+    file, always a `Program`."""
     variables: Any
     """Its variables: nested dicts of arrays, or what the model takes."""
     meta: dict[str, Any]
@@ -101,7 +103,8 @@ def load(path: str | Path, module_type: type | None = None, *, module: Any = Non
     """Read a checkpoint in a fresh process, with nothing else known. Nothing that it names is imported.
 
     Args:
-      path: folder of a checkpoint, RUN/latest, RUN/best, or a run, which stands for its latest checkpoint.
+      path: folder of a checkpoint, RUN/latest, RUN/best, or a run, which stands for its latest checkpoint; or a file
+        that `export` wrote as StableHLO.
       module_type: class of a Linen module, needed where jaxslim does not provide it.
       module: the full model that was cut, with any weights. The cut model takes its place, as `prune` returns it;
         without `module`, a `Program` does.
@@ -113,6 +116,8 @@ def load(path: str | Path, module_type: type | None = None, *, module: Any = Non
       OSError: a file could not be read.
       RuntimeError: JAX cannot start its backend, or has too little memory.
     """
+    if Path(path).is_file():
+        return Loaded(*read_exported(Path(path).absolute()))
     while True:
         folder = find(path)
         before = _identity(folder)

@@ -18,7 +18,7 @@ from jaxslim.slim.kinds.equinox import Variables
 from jaxslim.slim.prune import Pruned
 from jaxslim.storage.integrity import DamageError
 from jaxslim.storage.plans import PLAN_FILE, pack, plan_of_checkpoint
-from jaxslim.storage.programs import Program, export, key_impl, raw, wrapped
+from jaxslim.storage.programs import Program, export, key_impl, plainly, raw, wrapped
 from jaxslim.storage.trees import build, layout_of
 
 PROGRAM_FILE = "program/program.bin"
@@ -53,15 +53,7 @@ def parts(
         own = own._replace(arrays=own.arrays.small)
     _check_plan(graph, plan, own)
 
-    # Files and programs know plain containers, whose leaves may come in another order than those of the model's own.
-    leaves, structure = jax.tree.flatten(found.variables)
-    plain = build(layout_of(own), leaves)
-    order = jax.tree.leaves(build(layout_of(own), range(len(leaves))))
-
-    def run(plain: Any, *inputs: Any) -> Any:
-        placed = dict(zip(order, jax.tree.leaves(plain), strict=True))
-        return found.modes[0](jax.tree.unflatten(structure, [placed[number] for number in range(len(leaves))]), *inputs)
-
+    plain, run, order = plainly(found.modes[0], found.variables, own)
     names = [path for path, _ in leaf_paths(own)]
     arrays, described = _described([names[number] for number in order], plain)
     program, described["cut"]["program"] = export(run, plain, inputs)

@@ -65,13 +65,22 @@ class Program:
         return f"Program({', '.join(self.inputs)}; for {', '.join(self.platforms)})"
 
 
-def export(run: Callable[..., Any], variables: Any, inputs: Sequence[Any]) -> tuple[bytes | None, dict[str, Any]]:
+def export(
+    run: Callable[..., Any],
+    variables: Any,
+    inputs: Sequence[Any],
+    platforms: Sequence[str] = PLATFORMS,
+    *,
+    derivative: bool = False,
+) -> tuple[bytes | None, dict[str, Any]]:
     """Export `run(variables, *inputs)`, for any batch size and all platforms as far as its code allows.
 
     Args:
       run: evaluation of a network.
       variables: its arrays or their shapes.
       inputs: arrays or `ShapeDtypeStruct`s. First axes of one length are the batch.
+      platforms: of `PLATFORMS`.
+      derivative: whether to keep the derivative too, so that the program can be trained.
 
     Returns:
       The bytes, and what `Program` needs beside them. Where it cannot be exported: None, and the reason.
@@ -98,19 +107,35 @@ def export(run: Callable[..., Any], variables: Any, inputs: Sequence[Any]) -> tu
         except Exception as error:  # whatever the network and JAX find wrong with an open batch
             faults = [first_line(error)]
             continue
-        program, platforms, faults = _lowered(jax.jit(flat), arrays, shapes)
+        program, able, faults = _lowered(jax.jit(flat), platforms, arrays, shapes)
         if program is not None:
             specs = [[[n if isinstance(n, int) else None for n in s.shape], s.dtype.name] for s in shapes]
-            return _serialized(program), described | {"platforms": platforms, "inputs": specs}
+            described |= {"platforms": able, "inputs": specs, "derivative": derivative}
+            return _serialized(program, derivative), described | ({"lacks": faults[0]} if faults else {})
     return None, {"reason": faults[0]}
 
 
-def _lowered(flat: Any, *shapes: Any) -> tuple[Any, list[str], list[str]]:
+def plainly(run: Callable[..., Any], variables: Any, named: Any = None) -> tuple[Any, Callable[..., Any], list[int]]:
+    """`variables` in dicts, lists and tuples, all that files know; `run` on these; and which leaf of the variables each
+    leaf of theirs is, since leaves may come in another order. `named` is a tree of the same leaves whose names to use.
+    """
+    leaves, structure = jax.tree.flatten(variables)
+    layout = layout_of(variables if named is None else named)
+    order = jax.tree.leaves(build(layout, range(len(leaves))))
+
+    def run_plain(plain: Any, *inputs: Any) -> Any:
+        placed = dict(zip(order, jax.tree.leaves(plain), strict=True))
+        return run(jax.tree.unflatten(structure, [placed[number] for number in range(len(leaves))]), *inputs)
+
+    return build(layout, leaves), run_plain, order
+
+
+def _lowered(flat: Any, platforms: Sequence[str], *shapes: Any) -> tuple[Any, list[str], list[str]]:
     """The exported function, its platforms, and why it cannot be exported for each of the others."""
     able, faults = [], []
     with contextlib.suppress(Exception):
-        return jax.export.export(flat, platforms=PLATFORMS)(*shapes), list(PLATFORMS), []
-    for platform in PLATFORMS:
+        return jax.export.export(flat, platforms=platforms)(*shapes), list(platforms), []
+    for platform in platforms:
         try:
             jax.export.export(flat, platforms=[platform])(*shapes)
             able.append(platform)
@@ -176,9 +201,9 @@ def _shape_text(shape: Sequence[int | None], dtype: str) -> str:
     return f"{dtype}[{','.join('batch' if n is None else str(n) for n in shape)}]"
 
 
-def _serialized(exported: Any) -> bytes:
+def _serialized(exported: Any, derivative: bool) -> bytes:
     try:
-        return bytes(exported.serialize())
+        return bytes(exported.serialize(vjp_order=int(derivative)))
     except ImportError:
         raise _missing() from None
 

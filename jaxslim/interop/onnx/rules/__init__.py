@@ -5,6 +5,7 @@ from jaxslim.interop.onnx.rules.contractions import CONTRACTIONS
 from jaxslim.interop.onnx.rules.control import CONTROL
 from jaxslim.interop.onnx.rules.elementwise import ELEMENTWISE
 from jaxslim.interop.onnx.rules.indexing import INDEXING
+from jaxslim.interop.onnx.rules.patterns import PATTERNS
 from jaxslim.interop.onnx.rules.pooling import POOLING
 from jaxslim.interop.onnx.rules.reductions import REDUCTIONS
 from jaxslim.interop.onnx.rules.shapes import SHAPES
@@ -19,4 +20,5 @@ RULES: dict[str, Rule] = {
     **CONTRACTIONS,
     **POOLING,
     **CONTROL,
+    **PATTERNS,
 }

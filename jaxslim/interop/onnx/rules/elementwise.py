@@ -8,7 +8,6 @@ import numpy as np
 from jaxslim.core.flat import Node
 from jaxslim.interop.onnx.emitter import Emitter, Held, Rule, Tensor, unsupported
 from jaxslim.interop.onnx.graph import Graph, onnx_type
-from jaxslim.interop.onnx.rules.pooling import average, larger_of_pairs
 
 Write = Callable[[Graph, Any, list[str]], str]
 
@@ -40,7 +39,7 @@ def _is_float(eqn: Any) -> bool:
     return np.dtype(eqn.invars[0].aval.dtype).kind not in "iub"
 
 
-def _logical(bools: str, numbers: str) -> Write:
+def logical(bools: str, numbers: str) -> Write:
     """One operator for bools, another for integers, on their bits."""
     return lambda graph, eqn, names: graph.one(bools if _is_bool(eqn) else numbers, *names)
 
@@ -70,10 +69,6 @@ def _integer_pow(graph: Graph, eqn: Any, names: list[str]) -> str:
 
 def _rem(graph: Graph, eqn: Any, names: list[str]) -> str:
     return graph.one("Mod", *names, fmod=1)  # the sign of the dividend, as in JAX
-
-
-def _div(graph: Graph, eqn: Any, names: list[str]) -> str:
-    return graph.one("Div", *names)
 
 
 def _convert(graph: Graph, eqn: Any, names: list[str]) -> str:
@@ -161,80 +156,6 @@ def _identity(emitter: Emitter, node: Node) -> Sequence[Held]:
     return [emitter.values[number] for number in node.ins[: len(node.outs)]]
 
 
-def _max(emitter: Emitter, node: Node) -> Sequence[Held]:
-    pooled = larger_of_pairs(emitter, node)
-    if pooled is not None:
-        return [pooled]
-    for one, other in (node.ins, node.ins[::-1]):
-        if emitter.scalar(one) == 0 and np.dtype(emitter.dtype(one)).kind not in "iub":
-            value = emitter.values[other]
-            assert isinstance(value, Tensor)  # else the equation were computed already
-            if emitter.shape(other) == emitter.shape(node.outs[0]):
-                return [value._replace(name=emitter.graph.one("Relu", value.name))]
-    return elementwise(_logical("Or", "Max"))(emitter, node)
-
-
-def _min(emitter: Emitter, node: Node) -> Sequence[Held]:
-    """A minimum; of a maximum, as in ReLU6, a clip."""
-    for one, other in (node.ins, node.ins[::-1]):
-        high, inner = emitter.scalar(one), emitter.sole(other, "max")
-        if high is None or inner is None or emitter.shape(other) != emitter.shape(node.outs[0]):
-            continue
-        for low, x in (inner.ins, inner.ins[::-1]):
-            value = emitter.values[x]
-            if (
-                emitter.scalar(low) is not None
-                and isinstance(value, Tensor)
-                and emitter.shape(x) == emitter.shape(other)
-            ):
-                limits = (emitter.graph.constant(np.asarray(n, emitter.dtype(x))) for n in (emitter.scalar(low), high))
-                return [value._replace(name=emitter.graph.one("Clip", value.name, *limits))]
-    return elementwise(_logical("And", "Min"))(emitter, node)
-
-
-def _divide(emitter: Emitter, node: Node) -> Sequence[Held]:
-    return average(emitter, node) or _softmax(emitter, node) or elementwise(_div)(emitter, node)
-
-
-def _softmax(emitter: Emitter, node: Node) -> Sequence[Held] | None:
-    """exp(x - max) by its sum, if both run over the same axis."""
-    exponential, total = node.ins
-    broadcast = emitter.maker.get(total)
-    summed = emitter.maker.get(broadcast.ins[0]) if broadcast and broadcast.eqn.primitive.name in _SPREAD else None
-    made = emitter.maker.get(exponential)
-    if not (summed and made and broadcast and summed.eqn.primitive.name == "reduce_sum"):
-        return None
-    if made.eqn.primitive.name != "exp" or summed.ins[0] != exponential or len(summed.eqn.params["axes"]) != 1:
-        return None
-    centred = emitter.maker.get(made.ins[0])
-    if centred is None or centred.eqn.primitive.name != "sub" or not _is_maximum(emitter, *centred.ins):
-        return None
-    (axis,), x = summed.eqn.params["axes"], emitter.values[centred.ins[0]]
-    if not isinstance(x, Tensor) or axis not in x.axes or axis in x.thin or not _lies_along(emitter, broadcast, axis):
-        return None
-    return [x._replace(name=emitter.graph.one("Softmax", x.name, axis=x.axes.index(axis)))]
-
-
-_SPREAD = ("broadcast_in_dim", "reshape")
-
-
-def _is_maximum(emitter: Emitter, x: int, largest: int) -> bool:
-    """Whether a value is the maximum of `x` along some axes: any is a right shift for a softmax that is safe."""
-    node = emitter.maker.get(largest)
-    while node is not None and node.eqn.primitive.name in (*_SPREAD, "stop_gradient", "max", "copy"):
-        node = next((found for number in node.ins if (found := emitter.maker.get(number))), None)
-    return node is not None and node.eqn.primitive.name == "reduce_max" and node.ins[0] == x
-
-
-def _lies_along(emitter: Emitter, broadcast: Node, axis: int) -> bool:
-    """Whether a sum over `axis` is put back in the place of this axis."""
-    shape = list(emitter.shape(broadcast.ins[0]))
-    return [*shape[:axis], 1, *shape[axis:]] == list(emitter.shape(broadcast.outs[0])) or (
-        broadcast.eqn.primitive.name == "broadcast_in_dim"
-        and list(broadcast.eqn.params["broadcast_dimensions"]) == [k for k in range(len(shape) + 1) if k != axis]
-    )
-
-
 def _reduce_precision(emitter: Emitter, node: Node) -> Sequence[Held]:
     params = node.eqn.params
     if (params["exponent_bits"], params["mantissa_bits"]) != (8, 23) or emitter.dtype(node.ins[0]) != np.float32:
@@ -260,6 +181,7 @@ def _not_equal(graph: Graph, eqn: Any, names: list[str]) -> str:
 _SAME_NAME = {
     **dict.fromkeys(("add", "add_any"), "Add"),
     "sub": "Sub",
+    "div": "Div",
     "mul": "Mul",
     "pow": "Pow",
     "neg": "Neg",
@@ -279,10 +201,12 @@ _WRITTEN: dict[str, Write] = {
     **{name: _unary(kind) for name, kind in _FOR_FLOATS.items()},
     **{name: _as_integers(kind) for name, kind in (("lt", "Less"), ("le", "LessOrEqual"))},
     **{name: _as_integers(kind) for name, kind in (("gt", "Greater"), ("ge", "GreaterOrEqual"))},
-    "and": _logical("And", "BitwiseAnd"),
-    "or": _logical("Or", "BitwiseOr"),
-    "xor": _logical("Xor", "BitwiseXor"),
-    "not": _logical("Not", "BitwiseNot"),
+    "and": logical("And", "BitwiseAnd"),
+    "or": logical("Or", "BitwiseOr"),
+    "xor": logical("Xor", "BitwiseXor"),
+    "not": logical("Not", "BitwiseNot"),
+    "max": logical("Or", "Max"),
+    "min": logical("And", "Min"),
     "ne": _not_equal,
     "integer_pow": _integer_pow,
     "square": _square,
@@ -306,9 +230,6 @@ ELEMENTWISE: dict[str, Rule] = {
     **{name: elementwise(write) for name, write in _WRITTEN.items()},
     **dict.fromkeys(("copy", "copy_p", "stop_gradient", "optimization_barrier", "sharding_constraint"), _identity),
     **dict.fromkeys(("pvary", "pcast", "mesh_cast", "reshard"), _identity),
-    "max": _max,
-    "min": _min,
-    "div": _divide,
     "reduce_precision": _reduce_precision,
     "stack": _stack,
 }

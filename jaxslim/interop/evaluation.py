@@ -1,0 +1,51 @@
+"""What an export writes, and how far what was written may be off."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxslim.errors import InputError
+
+TOLERANCE = 1e-4
+"""Largest difference of outputs, as a share of the largest."""
+HALF_TOLERANCE = 2e-2
+"""The same where the network computes in half precision."""
+
+
+class Evaluation(NamedTuple):
+    """A network in evaluation."""
+
+    run: Callable[..., Any]
+    """`run(variables, *inputs)` -> any pytree."""
+    variables: Any
+    inputs: Sequence[Any]
+    """Pytrees of arrays or `ShapeDtypeStruct`s."""
+    meta: Mapping[str, Any]
+    """JSON values to keep along."""
+
+
+class Exported(NamedTuple):
+    """What an export wrote."""
+
+    path: Path
+    inputs: tuple[str, ...]
+    """Type and shape of each input, for example `float32[batch,32,32,3]`."""
+    difference: float | None
+    """How far the outputs of the file are from the model's, as a share of the largest; None where nothing here runs
+    the file."""
+    size: int
+    """Bytes on the disk, those of a file of weights included."""
+
+
+def check_agreement(gap: float, evaluation: Evaluation, tolerance: float | None, runtime: str) -> None:
+    """Refuse what differs from the model by more than the tolerance, or the default one."""
+    dtypes = (leaf.dtype for leaf in jax.tree.leaves(evaluation.variables) if hasattr(leaf, "dtype"))
+    usual = HALF_TOLERANCE if any(dtype.itemsize == 2 for dtype in dtypes) else TOLERANCE
+    allowed = usual if tolerance is None else tolerance
+    if not gap <= allowed:
+        raise InputError(
+            f"The outputs of {runtime} differ from the model's by {gap:.2g} of the largest, where {allowed:g} is "
+            "allowed, and nothing is written; raise the tolerance if the network computes in half precision."
+        )
