@@ -30,6 +30,7 @@ METAVARS = {
     **dict.fromkeys(("label_smoothing", "distill_weight", "progressive"), "SHARE"),
     **dict.fromkeys(("ratios", "lr_drops"), "SHARE ..."),
     "dataset": "NAME|PATH",
+    "image": "IMAGE ...",
     "augment": "NAME ...",
     "leave": "LAYER ...",
     "model_args": "NAME=VALUE ...",

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxslim import models
-from jaxslim.core.cost import count
 from jaxslim.data import Dataset
-from jaxslim.experiments.latency import measure, runtimes, uncut
+from jaxslim.experiments.latency import measure, runtimes, size, uncut
 from jaxslim.reporting.confusion import confusion_matrix
 from jaxslim.reporting.evaluation import Evaluated
 from jaxslim.slim.latency import ROUNDS, latency
@@ -67,7 +66,7 @@ def study(path: str | Path, *, beside: bool = False, against: str | Path | None 
 
 def _facts(path: Path, loaded: Loaded, images: Dataset, result: Evaluation) -> list[tuple[str, str]]:
     module, variables, meta = loaded
-    cost = count(module.apply, variables, images.test_images)
+    cost = size(path, loaded, images.test_images.shape[1:])
     return [
         ("checkpoint", f"{path} ({meta.get('kind', 'of unknown kind')})"),
         ("trained on", str(meta["config"].get("dataset", "unknown images"))),
@@ -76,5 +75,5 @@ def _facts(path: Path, loaded: Loaded, images: Dataset, result: Evaluation) -> l
         ("loss", f"{result.loss:.4f}"),
         ("digest", f"{digest(variables)} (SHA-256 of the variables)"),
         ("parameters", f"{cost.params:,}"),
-        ("MACs", f"{cost.macs:,} multiply-accumulates an image"),
+        ("MACs", f"{cost.macs:,} multiply-accumulates an image" if cost.macs else "unknown"),
     ]

@@ -86,8 +86,7 @@ def measure(
       runtimes: what runs the networks, by name. Layers are timed in JAX alone.
     """
     networks = {"dense": dense[1], "cut": cut[1]}
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    sizes = [_size(path, loaded, image) for path, loaded in (dense, cut)]
+    sizes = [size(path, loaded, image_shape) for path, loaded in (dense, cut)]
     ratio, timings = macs_ratio(*sizes), []
     for batch in dict.fromkeys(batches):
         images = jax.random.normal(jax.random.key(0), (batch, *image_shape))
@@ -140,7 +139,9 @@ def _alone(layer: Isolated) -> tuple[Callable[[], object], int]:
     return (once, 1) if times == 1 else (in_jax(repeated(layer, times), arrays), times)
 
 
-def _size(path: Path, loaded: Loaded, image: Any) -> Size:
+def size(path: Path, loaded: Loaded, image_shape: Sequence[int]) -> Size:
+    """What the network of the checkpoint in the folder `path` takes, for images (height, width, channels)."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     cost = count(loaded.module.apply, loaded.variables, image)
     files = (file for file in path.rglob("*") if file.is_file() and file.relative_to(path).parts[0] != "training")
     said = loaded.meta.get("cost")  # a program keeps its products to itself
