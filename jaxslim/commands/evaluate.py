@@ -62,6 +62,9 @@ def main(argv: list[str]) -> None:
             for table in tables(found.latency):
                 print()
                 show_table(table)
+            print()
+            for name, note in found.latency.notes.items():
+                show_text(f"{name}: {note}")
             for sentence, layers in slow(found.latency):
                 print()
                 show_text(sentence)
