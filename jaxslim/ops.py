@@ -103,8 +103,8 @@ def conv(
         return plain(images, kernel)  # there are no outputs
     arguments: dict[str, Any] = {"strides": window_strides, "padding": padding, "precision": options.get("precision")}
     taps, patches = functools.partial(_taps, **arguments), functools.partial(_patches, **arguments)
-    batch = images.shape[0]
-    product = patches if isinstance(batch, int) and batch < FEW_IMAGES else taps  # an open batch is a symbol
+    few = isinstance(images.shape[0], int) and len(images) < FEW_IMAGES  # a program for any batch has no number there
+    product = patches if few else taps
     on_cpu = _bilinear(product, to_images=taps, to_kernel=product if size <= TINY_MAP else plain)
     return lax.platform_dependent(images, kernel, cpu=on_cpu, default=plain)
 

@@ -25,6 +25,7 @@ import jaxslim
 from jaxslim.commands import cli, evaluate
 from jaxslim.commands import main as every_command
 from jaxslim.commands import multipass as multipass_command
+from jaxslim.commands import predict as predict_command
 from jaxslim.commands import prune as prune_command
 from jaxslim.commands import sensitivity as sensitivity_command
 from jaxslim.commands import sweep as sweep_command
@@ -48,6 +49,7 @@ COMMANDS = {
     "prune": prune_command,
     "multipass": multipass_command,
     "evaluate": evaluate,
+    "predict": predict_command,
 }
 
 
@@ -561,7 +563,7 @@ def test_evaluate(call, home):
     done = call(evaluate, home / "sparse" / "latest", "--batch-size", 7)
     assert (done.code, done.err) == (0, "")
     row = rows(home / "sparse")[-1]
-    found = dict(line.split(maxsplit=1) for line in done.out.splitlines())
+    found = dict(line.split(maxsplit=1) for line in done.out.partition("\n\n")[0].splitlines())
     assert found["checkpoint"] == f"{home}/sparse/checkpoints/72 (sparse)"
     assert found["network"] == "VGG [4, 'M', 8]"
     assert found["accuracy"] == f"{row['accuracy']:.2%} on 24 test images of {home}/data.npz"

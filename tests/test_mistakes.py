@@ -194,6 +194,25 @@ COMMAND_LINES = {
     "empty data folder": ("evaluate sparse --data-dir ''", "data_dir is empty; give a path, or leave it out."),
     "evaluated on others": ("evaluate sparse --dataset {home}/ten.npz", "{home}/sparse/checkpoints/12 " + CLASSES),
     "no configuration": ("evaluate bare", "{home}/bare names no training configuration; give a checkpoint that jaxsli"),
+    "against alone": (
+        "evaluate sparse --against pruned",
+        "--against names the network that --latency compares with; giv",
+    ),
+    "uncut network": (
+        "evaluate sparse --latency",
+        "{home}/sparse/checkpoints/12 names no network that it was cut from;",
+    ),
+    "class of no image": (
+        "predict sparse",
+        "There is no image; give files, or a folder: jaxslim predict CHECKPOINT IM",
+    ),
+    "class of an absent image": ("predict sparse no.png", "There is no image no.png; check the path."),
+    "class of data": ("predict sparse data.npz", "Cannot decode the image data.npz (cannot identify image file"),
+    "classes of none": ("predict sparse data.npz --top 0", "top is 0; it must be at least 1."),
+    "classes by nothing": (
+        "predict bare data.npz",
+        "{home}/bare does not name its images' shape; save it with meta={'i",
+    ),
     "ratio 1 in a sweep": ("sweep sparse --ratios 1.0", "The ratio is 1.0; it must lie in [0, 1): 0.7 cuts 70 % of th"),
     "ratios with commas": ("sweep sparse --ratios 0,0.5", "Error parsing --ratios: "),
     "no ratios": ("sweep sparse --ratios", "The ratios are []; give at least one, each once, for example 0 0.5 0.7."),

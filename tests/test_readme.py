@@ -105,7 +105,7 @@ def _accuracies(seed):
 
 
 def test_commands_take_the_options_that_are_named():
-    command = r"(jaxslim (?:train|prune|sweep|sensitivity|evaluate)|python scripts/\w+\.py)"
+    command = r"(jaxslim (?:train|prune|sweep|sensitivity|evaluate|predict)|python scripts/\w+\.py)"
     ticked, blocks = re.findall(f"`{command}([^`]*)`", README), re.findall(f"^    {command}(.*)$", README, re.M)
     assert len(ticked) > 6
     assert len(blocks) > 10

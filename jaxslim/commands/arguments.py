@@ -23,14 +23,14 @@ from tyro.constructors import (
 )
 
 METAVARS = {
-    **dict.fromkeys(("checkpoint", "init_from", "distill_from", "baseline"), "CHECKPOINT"),
+    **dict.fromkeys(("checkpoint", "init_from", "distill_from", "baseline", "against"), "CHECKPOINT"),
     **dict.fromkeys(("out", "workdir", "data_dir"), "FOLDER"),
     **dict.fromkeys(("name", "model", "optimizer"), "NAME"),
     **dict.fromkeys(("ratio", "macs", "params", "holdout", "max_layer_ratio", "tolerance"), "SHARE"),
     **dict.fromkeys(("label_smoothing", "distill_weight", "progressive"), "SHARE"),
     **dict.fromkeys(("ratios", "lr_drops"), "SHARE ..."),
-    "latency": "SHARE|TIME",
     "dataset": "NAME|PATH",
+    "image": "IMAGE ...",
     "augment": "NAME ...",
     "leave": "LAYER ...",
     "model_args": "NAME=VALUE ...",

@@ -1,59 +1,75 @@
 """Measure a checkpoint: `jaxslim evaluate CHECKPOINT`."""
 
+import contextlib
 import dataclasses
 
 from jaxslim.commands.arguments import OfCheckpoint, parse
-from jaxslim.commands.cli import start_jax
+from jaxslim.commands.cli import folder_beside, start_jax
 from jaxslim.errors import InputError
+from jaxslim.files import locked
 
-EXAMPLES = ("jaxslim evaluate runs/digits-sparse", "jaxslim evaluate runs/digits-pruned --dataset ~/photos")
+EXAMPLES = (
+    "jaxslim evaluate runs/digits-sparse",
+    "jaxslim evaluate runs/digits-pruned --dataset ~/photos",
+    "jaxslim evaluate runs/digits-pruned --latency --out runs/digits-pruned-evaluation",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(OfCheckpoint):
-    """Print accuracy, loss, digest, parameters, MACs and latency of a checkpoint's network."""
+    """Print accuracy, loss, digest, parameters, MACs and latency of a checkpoint's network, and accuracy by class."""
 
     batch_size: int = 500
     """Images a batch."""
+    latency: bool = False
+    """Time the network and the dense one that it was cut from in turns, with one image and with the batch size of its
+    training, and name the layers that keep it slow if it got smaller and not faster."""
+    against: str | None = None
+    """The dense network for --latency; by default the one that the checkpoint was cut from."""
+    out: str | None = None
+    """Folder for a report: tables in Markdown, JSON, and a plot of the confusion matrix."""
 
 
 def main(argv: list[str]) -> None:
-    """The command."""
+    """The command: measure, print, and write the report."""
     options = parse(Options, argv, prog="jaxslim evaluate", examples=EXAMPLES)
     if options.batch_size < 1:
         raise InputError(f"batch_size is {options.batch_size}; it must be at least 1.")
-    import jax
-    import jax.numpy as jnp
-
-    from jaxslim import models
-    from jaxslim.core.cost import count
-    from jaxslim.slim.latency import latency
-    from jaxslim.storage import checkpoint
-    from jaxslim.storage.integrity import digest
-    from jaxslim.training.evaluation import evaluator
-    from jaxslim.training.feed import device_mesh
-    from jaxslim.training.network import load_trained
+    if options.against is not None and not options.latency:
+        raise InputError("--against names the network that --latency compares with; give --latency too.")
+    if options.out == "":
+        raise InputError("--out is empty; give a folder for the report.")
+    from jaxslim.experiments.evaluation import study
+    from jaxslim.reporting.confusion import per_class
+    from jaxslim.reporting.evaluation import write
+    from jaxslim.reporting.latency import slow, tables
+    from jaxslim.reporting.terminal import show_table, show_text
+    from jaxslim.storage.checkpoint import find
 
     start_jax()
-    path = checkpoint.find(options.checkpoint)
+    path = find(options.checkpoint)
     changes = {"dataset": options.dataset, "data_dir": options.data_dir, "eval_batch_size": options.batch_size}
-    loaded, config, images = load_trained(path, **changes)
-    module, variables, meta = loaded
-    result = evaluator(config, module, device_mesh(), images.test_images, images.test_labels)(variables)
-    cost = count(module.apply, variables, images.test_images)
-    device, shape = jax.devices()[0].device_kind, images.test_images.shape[1:]
-    found = {
-        "checkpoint": f"{path} ({meta.get('kind', 'of unknown kind')})",
-        "trained on": meta["config"]["dataset"],
-        "network": f"{type(module).__name__} {models.architecture(module) or ''}".strip(),
-        "accuracy": f"{result.accuracy:.2%} on {len(images.test_labels):,} test images of {images.name}",
-        "loss": f"{result.loss:.4f}",
-        "digest": f"{digest(variables)} (SHA-256 of the variables)",
-        "parameters": f"{cost.params:,}",
-        "MACs": f"{cost.macs:,} multiply-accumulates an image",
-    }
-    for name, value in found.items():
-        print(f"{name:11} {value}")
-    for number, what in ((1, "1 image"), (64, "64 images")):
-        seconds = latency(module.apply, variables, jnp.zeros((number, *shape)))
-        print(f"latency     {seconds * 1e3:.2f} ms for {what} (median of 20, {device})")
+    with contextlib.ExitStack() as stack:
+        if options.out:
+            out = folder_beside(path, options.out, "evaluation")
+            stack.enter_context(locked(out, "--out"))
+        found = study(path, beside=options.latency, against=options.against, **changes)
+        for name, value in found.facts:
+            print(f"{name:11} {value}")
+        print()
+        show_table(per_class(found.confusion, found.class_names))
+        if found.latency:
+            for table in tables(found.latency):
+                print()
+                show_table(table)
+            print()
+            for name, note in found.latency.notes.items():
+                show_text(f"{name}: {note}")
+            for sentence, layers in slow(found.latency):
+                print()
+                show_text(sentence)
+                if layers:
+                    print()
+                    show_table(layers)
+        if options.out:
+            print(f"\nReport: {write(found, out)}")

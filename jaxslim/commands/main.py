@@ -14,6 +14,7 @@ COMMANDS = {
     "prune": "cut channels out of a trained network, and save the smaller one",
     "multipass": "cut and train a network in turns, as the paper does in several passes",
     "evaluate": "measure accuracy, size and latency of a saved network",
+    "predict": "name the classes of images, with probabilities",
     "export": "write a saved network as ONNX or StableHLO, to run without its code",
 }
 HELP = f"""usage: jaxslim COMMAND [OPTIONS]

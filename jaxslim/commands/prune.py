@@ -33,7 +33,7 @@ class Options(OfCut):
     """Cut until at most this share of the multiply-accumulates is left, instead of a ratio."""
     params: float | None = None
     """Cut until at most this share of the parameters is left, instead of a ratio."""
-    latency: str | None = None
+    latency: str | None = dataclasses.field(default=None, metadata={"metavar": "SHARE|TIME"})
     """Cut until 16 images take at most this on this device, instead of a ratio: a share of the full network's time such
     as 0.5, or a time such as 2ms."""
     criterion: Criterion | None = dataclasses.field(default=None, metadata={"metavar": "|".join(get_args(Criterion))})

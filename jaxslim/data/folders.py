@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,16 +83,44 @@ def _warn(root: Path, what: str, paths: list[str], most: int = 3) -> None:
 
 def _decode(classes: list[list[str]], image_size: int, channels: int) -> Split:
     """Images (n, image_size, image_size, channels) of files listed by class, and their labels."""
+    files = [file for names in classes for file in names]
+    images = decode(files, image_size, channels, track(files, f"Decoding {len(files)} images"))
+    return images, np.repeat(np.arange(len(classes)), [len(names) for names in classes])
+
+
+def decode(files: Sequence[str], image_size: int, channels: int, tracked: Iterable[str] | None = None) -> np.ndarray:
+    """Image files as uint8 (n, image_size, image_size, channels), turned as their EXIF says and fitted by `fit_one`.
+
+    `tracked` are the files again, behind a progress bar.
+
+    Raises:
+      InputError: a file is no image, damaged, or too large.
+    """
     from PIL import Image, ImageOps
 
-    files = [file for names in classes for file in names]
     images = allocate(len(files), image_size, channels)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for target, file in zip(images, track(files, f"Decoding {len(files)} images"), strict=True):
+        for target, file in zip(images, tracked or files, strict=True):
             with (
                 as_input_error(file, f"Cannot decode the image {file}", "replace or remove it."),
                 Image.open(file, formats=FORMATS) as image,
             ):
                 target[...] = fit_one(ImageOps.exif_transpose(image), image_size, channels)
-    return images, np.repeat(np.arange(len(classes)), [len(names) for names in classes])
+    return images
+
+
+def image_files(path: str) -> list[str]:
+    """The image files that a path means: itself, or of a folder those in it, by name, without hidden ones.
+
+    Raises:
+      InputError: there is nothing, no file, or a folder without images.
+    """
+    if not os.path.exists(path):
+        raise InputError(f"There is no image {path}; check the path.")
+    if not os.path.isdir(path):
+        stamp(path)
+        return [path]
+    if not (files := [entry.path for entry in _entries(path, Path(os.path.realpath(path))) if _is_image(entry)]):
+        raise InputError(f"The folder {path} has no images ({KINDS}); give image files, or a folder of them.")
+    return files

@@ -21,16 +21,27 @@ def show(report: Report, console: Console | None = None) -> None:
     console.print(Text(report.title, style="bold"))  # Text, because rich reads markup in a plain string
     for table in tables_of(report):
         console.print()
-        console.print(Text(table.title, style="italic"))
-        for number, part in enumerate(_parts(table, console.width)):
-            if number:
-                console.print()
-            console.print(part)
+        show_table(table, console)
     if report.notes:
         console.print()
     for name, note in report.notes.items():
         lines = Text.assemble((f"{name}: ", "dim"), note).wrap(console, console.width - 2)
         console.print(Text("\n  ").join(lines))
+
+
+def show_table(table: Table, console: Console | None = None) -> None:
+    """Print a table under its title."""
+    console = console or Console()
+    console.print(Text(table.title, style="italic"))
+    for number, part in enumerate(_parts(table, console.width)):
+        if number:
+            console.print()
+        console.print(part)
+
+
+def show_text(text: str) -> None:
+    """Print a text, in lines that break between words."""
+    Console().print(Text(text))
 
 
 def _parts(table: Table, width: int) -> list[rich.table.Table]:

@@ -21,14 +21,19 @@ class Evaluation(NamedTuple):
 
     loss: float
     accuracy: float
+    predicted: np.ndarray | None = None
+    """int (n,): the class of the largest logit of each image; None unless asked for."""
 
 
-def evaluator(config: TrainConfig, module: Any, mesh: Mesh, images: Any, labels: Any) -> Callable[..., Evaluation]:
+def evaluator(
+    config: TrainConfig, module: Any, mesh: Mesh, images: Any, labels: Any, *, predictions: bool = False
+) -> Callable[..., Evaluation]:
     """Build `evaluate(variables) -> Evaluation` on uint8 images (n, h, w, c) and labels (n,).
 
     It compiles once for all variables. `evaluate(variables, check)` calls `check()` before each batch, which may raise.
+    With `predictions`, the result has the class of each image too, and not the means alone.
     """
-    step = evaluate_step(config, module, mesh)
+    step = evaluate_step(config, module, mesh, predictions)
     everywhere, split = shardings(mesh)
     count, size = len(labels), math.ceil(min(config.eval_batch_size, len(labels)) / mesh.size) * mesh.size
     feed = InMemory(mesh, images, labels)
@@ -42,21 +47,28 @@ def evaluator(config: TrainConfig, module: Any, mesh: Mesh, images: Any, labels:
             check()
             sums += [step(variables, batch, counted) for batch in feed.pick(row)]
             jax.block_until_ready(sums[-2:-1])  # else all are queued before the first check means anything
-        loss, correct = (float(np.sum(jax.device_get(parts))) for parts in zip(*sums, strict=True))
-        return Evaluation(loss / count, correct / count)
+        all_losses, all_correct, *predicted = (jax.device_get(parts) for parts in zip(*sums, strict=True))
+        loss, correct = float(np.sum(all_losses)), float(np.sum(all_correct))
+        return Evaluation(loss / count, correct / count, *(np.concatenate(parts)[:count] for parts in predicted))
 
     return evaluate
 
 
-def evaluate_step(config: TrainConfig, module: Any, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Build `step(variables, batch, counted) -> (loss, correct)`: sums over a step's images where `counted` is true."""
+def evaluate_step(
+    config: TrainConfig, module: Any, mesh: Mesh, predictions: bool = False
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """Build `step(variables, batch, counted) -> (loss, correct)`: sums over a step's images where `counted` is true.
+
+    With `predictions` it returns the class of each image of the step too.
+    """
     loss = losses(config)
 
-    def step(variables: Any, batch: Batch, counted: Any) -> tuple[jax.Array, jax.Array]:
+    def step(variables: Any, batch: Batch, counted: Any) -> tuple[jax.Array, ...]:
         chosen = batch.rows[0]
         logits = module.apply(variables, normalise(batch.images[chosen], config.mean, config.std))
-        labels = batch.labels[chosen]
-        return jnp.sum(loss(logits, labels) * counted), jnp.sum((logits.argmax(-1) == labels) & counted)
+        labels, predicted = batch.labels[chosen], logits.argmax(-1)
+        sums = jnp.sum(loss(logits, labels) * counted), jnp.sum((predicted == labels) & counted)
+        return (*sums, predicted) if predictions else sums
 
     return jax.jit(step, out_shardings=shardings(mesh)[0], compiler_options=compiler_options())
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,16 +111,21 @@ def pulled(
 
 def check_fit(module: Any, variables: Any, images: data.Dataset, name: Any) -> None:
     """Refuse a data set of images that the network `name` cannot see, or with other classes than it tells apart."""
-    shape = images.test_images.shape[1:]
+    if (classes := number_of_classes(module, variables, images.test_images.shape[1:], name)) != len(images.class_names):
+        raise InputError(
+            f"{name} tells {classes} classes apart and {images.name} has {len(images.class_names)}; give the data set "
+            "that it was trained on."
+        )
+
+
+def number_of_classes(module: Any, variables: Any, image_shape: Sequence[int], name: Any) -> int:
+    """How many classes the network `name` tells apart; refuse one that cannot see such images, or is no classifier."""
+    shape = tuple(image_shape)
     with _applied(name, shape, "give the image_size and channels that it was trained with"):
         logits = jax.eval_shape(module.apply, variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     if len(getattr(logits, "shape", ())) != 2:
         raise InputError(f"{name} gives no logits (images, classes); give a checkpoint of a classifier.")
-    if logits.shape[-1] != len(images.class_names):
-        raise InputError(
-            f"{name} tells {logits.shape[-1]} classes apart and {images.name} has {len(images.class_names)}; give the "
-            "data set that it was trained on."
-        )
+    return int(logits.shape[-1])
 
 
 @contextlib.contextmanager
