@@ -55,7 +55,8 @@ class Folding:
         return found
 
     def names(self, paths: Sequence[Path]) -> dict[int, Path]:
-        """A path for each value of the boundary that stems from variables: that of the largest of these.
+        """A path for each value of the boundary that stems from variables: that of the largest of these, the last of
+        several.
 
         A bias stands beside its kernel.
 
@@ -67,7 +68,7 @@ class Folding:
         found: dict[int, Path] = {}
         for number in self.boundary():
             if own := origins[number].union(*(origins.get(other, ()) for other in beside.get(number, ()))):
-                path = path_of[max(sorted(own), key=lambda one: math.prod(self.flat.avals[one].shape))]
+                path = path_of[max(own, key=lambda one: (math.prod(self.flat.avals[one].shape), one))]
                 if number in self.made and self.made[number].kernel is None:
                     path = (*path[:-1], "bias" if self.made[number].is_shift else "scale")
                 found[number] = _unused(path, found.values())

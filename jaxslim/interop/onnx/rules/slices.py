@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxslim.core.flat import Node
-from jaxslim.interop.onnx.emitter import Emitter, Held, Rule, Tensor, is_open
+from jaxslim.interop.onnx.emitter import Emitter, Held, Rule, Tensor, is_open, relabelled
 
 
 def taken(emitter: Emitter, node: Node) -> tuple[int, np.ndarray] | None:
@@ -93,4 +93,16 @@ def _split(emitter: Emitter, node: Node) -> Sequence[Held]:
     return found
 
 
-SLICES: dict[str, Rule] = {"slice": _slice, "rev": _rev, "split": _split}
+def _unstack(emitter: Emitter, node: Node) -> Sequence[Held]:
+    axis, graph, found = node.eqn.params["axis"], emitter.graph, []
+    for number, out in enumerate(node.outs):
+        row = take(emitter, node.ins[0], axis, np.arange(number, number + 1))
+        position = row.axes.index(axis) if axis in row.axes else None
+        name = row.name if position is None else graph.one("Squeeze", row.name, graph.integers([position]))
+        kept = Tensor(name, tuple(k for k in row.axes if k != axis), row.thin - {axis})
+        places = {k: place for place, k in enumerate(k for k in range(len(emitter.shape(out)) + 1) if k != axis)}
+        found.append(relabelled(kept, places))
+    return found
+
+
+SLICES: dict[str, Rule] = {"slice": _slice, "rev": _rev, "split": _split, "unstack": _unstack}
