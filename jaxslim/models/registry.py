@@ -5,11 +5,24 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxslim.errors import InputError, first_line
+from jaxslim.models import densenet, preresnet, resnet, vgg_imagenet
+from jaxslim.models.densenet import DenseNet
+from jaxslim.models.preresnet import PreResNet
+from jaxslim.models.resnet import ResNet
 from jaxslim.models.vgg import VGG, WIDTHS
+from jaxslim.models.vgg_imagenet import ImageNetVGG
 
 MODELS: dict[str, Callable[..., Any]] = {
     "vgg": VGG,
     **{name: functools.partial(VGG, widths=widths) for name, widths in WIDTHS.items()},
+    "vgg_imagenet": ImageNetVGG,
+    **vgg_imagenet.VARIANTS,
+    "preresnet": PreResNet,
+    **preresnet.VARIANTS,
+    "densenet": DenseNet,
+    **densenet.VARIANTS,
+    "resnet": ResNet,
+    **resnet.VARIANTS,
 }
 """For each name, what builds a Linen module from `num_classes`, `dtype` and arguments of its own.
 
