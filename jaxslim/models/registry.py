@@ -52,6 +52,12 @@ def module_class(name: str) -> type | None:
     return next((kind for kind in classes if f"{kind.__module__}.{kind.__qualname__}" == name), None)
 
 
+def kind(module: Any) -> str:
+    """What a module is called in a line about it: the name of its class, also after a cut that left no plain module."""
+    whole = getattr(module, "whole", None)
+    return type(module).__name__ if whole is None else f"{type(whole).__name__}, cut"
+
+
 def architecture(module: Any) -> str | None:
     """How a module writes its own architecture in a table; None if it offers no `architecture()`."""
     return module.architecture() if hasattr(module, "architecture") else None

@@ -99,7 +99,7 @@ def _custom_vjp(program: Program, eqn: Any, step: Step, arrays: list[Any]) -> Se
         closed = jax.make_jaxpr(lambda r, g: jax.tree.unflatten(tree, r)(g))(residual_shapes, out_shapes)
         origins = [*origins, *[None] * len(out_alive)]
         inner = program.inside(closed, [*residual_alive, *out_alive], origins)
-        outs = _fit_outputs(inner, inner([*residuals, *gradients]), [alive[k] for k in numbers])
+        outs = _fit_gradients(inner, inner([*residuals, *gradients]), [alive[k] for k in numbers])
         found = dict(zip(numbers, outs, strict=True))
         return tuple(found.get(k) for k in range(len(alive)))
 
@@ -114,6 +114,25 @@ def _fit_outputs(inner: Program, outs: list[Any], wanted: Alive) -> list[Any]:
         for k, alive in enumerate(axes):
             if alive is not None and have[k] is None:
                 array = jnp.take(array, np.flatnonzero(alive), k)
+        fitted.append(array)
+    return fitted
+
+
+def _fit_gradients(inner: Program, outs: list[Any], wanted: Alive) -> list[Any]:
+    """As `_fit_outputs`; indices of an input that the function passes on to nothing that is left have gradient zero.
+
+    A norm, for example, may read a stream whose channels other readers keep.
+    """
+    fitted = []
+    for array, axes, have in zip(_fit_outputs(inner, outs, wanted), wanted, inner.out_alive, strict=True):
+        for k, (alive, own) in enumerate(zip(axes, have, strict=True)):
+            if own is None:
+                continue
+            stay = np.ones(len(own), bool) if alive is None else alive
+            if not np.array_equal(stay, own):
+                moved = jnp.moveaxis(array, k, 0)[np.flatnonzero(stay[own])]
+                zeros = jnp.zeros((stay.sum(), *moved.shape[1:]), moved.dtype)
+                array = jnp.moveaxis(zeros.at[np.flatnonzero(own[stay])].set(moved), 0, k)
         fitted.append(array)
     return fitted
 
