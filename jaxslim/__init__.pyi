@@ -12,6 +12,7 @@ from .core.plan import Plan as Plan
 from .core.plan import plan as plan
 from .core.tracing import trace as trace
 from .errors import InputError as InputError
+from .interop.pytorch.importing import from_pytorch as from_pytorch
 from .models import VGG as VGG
 from .models import DenseNet as DenseNet
 from .models import ImageNetVGG as ImageNetVGG

@@ -12,8 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from jaxslim import models
-
 FILE = Path(__file__).with_name("from_pytorch.safetensors")
 
 
@@ -35,7 +33,7 @@ def normed(x: Any, norm: nn.Module, select: nn.Module) -> Any:
 class PreBlock(nn.Module):
     """A bottleneck of a pre-activation ResNet: `mask` selects of the inputs, `inner` are the widths left inside."""
 
-    def __init__(self, inputs: int, width: int, mask: Sequence[int], inner: Sequence[int], stride: int, is_first: bool):
+    def __init__(self, inputs: int, width: int, mask: Sequence[int], inner: Sequence[int], stride: int):
         super().__init__()
         one, two = inner
         self.bn1, self.select = nn.BatchNorm2d(inputs), Select(mask)
@@ -44,15 +42,15 @@ class PreBlock(nn.Module):
         self.conv2 = nn.Conv2d(one, two, 3, stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(two)
         self.conv3 = nn.Conv2d(two, 4 * width, 1, bias=False)
-        if is_first:
+        self.is_changed = stride > 1 or inputs != 4 * width
+        if self.is_changed:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, 4 * width, 1, stride, bias=False))
-        self.is_first = is_first
 
     def forward(self, x: Any) -> Any:
         y = self.conv1(normed(x, self.bn1, self.select))
         y = self.conv2(torch.relu(self.bn2(y)))
         y = self.conv3(torch.relu(self.bn3(y)))
-        return y + (self.downsample(x) if self.is_first else x)
+        return y + (self.downsample(x) if self.is_changed else x)
 
 
 class Head(nn.Module):
@@ -93,7 +91,7 @@ def preresnet(blocks: int, widths: Sequence[int], is_cut: bool, classes: int = 5
         layers = []
         for block in range(blocks):
             inner, stride = (draw.width(width), draw.width(width)), 2 if stage > 1 and block == 0 else 1
-            layers.append(PreBlock(channels, width, draw.mask(channels), inner, stride, block == 0))
+            layers.append(PreBlock(channels, width, draw.mask(channels), inner, stride))
             channels = 4 * width
         body[f"layer{stage}"] = nn.Sequential(*layers)
     return Head(body, channels, draw.mask(channels), classes)
@@ -217,22 +215,21 @@ class ResNet(nn.Module):
 
 
 FULL_VGG, CUT_VGG = (8, "M", 6, 7, "M", 9), (3, "M", 6, 1, "M", 4)
-NETWORKS: dict[str, tuple[Any, Any]] = {
-    "vgg": (models.VGG(FULL_VGG), lambda: VGG(FULL_VGG, True)),
-    "vgg_cut": (models.VGG(FULL_VGG), lambda: VGG(CUT_VGG, False)),
-    "preresnet": (models.PreResNet(11, (2, 3, 4)), lambda: preresnet(1, (2, 3, 4), False)),
-    "preresnet_cut": (models.PreResNet(20, (3, 4, 5)), lambda: preresnet(2, (3, 4, 5), True)),
-    "densenet": (models.DenseNet(7, 4), lambda: densenet(1, 4, False)),
-    "densenet_cut": (models.DenseNet(10, 4), lambda: densenet(2, 4, True)),
-    "resnet": (models.ResNet((2, 1), width=4), lambda: ResNet((2, 1), False, 4, False)),
-    "resnet_bottleneck": (models.ResNet((1, 1), True, 4), lambda: ResNet((1, 1), True, 4, False)),
-    "resnet_cifar": (
-        models.ResNet((1, 1), width=4, small_images=True),
-        lambda: ResNet((1, 1), False, 4, True),
-    ),
-    "vgg_imagenet": (models.ImageNetVGG((4, "M", 3, "M")), lambda: ImageNetVGG((4, "M", 3, "M"), (6, 5))),
+NETWORKS: dict[str, Any] = {
+    "vgg": lambda: VGG(FULL_VGG, True),
+    "vgg_cut": lambda: VGG(CUT_VGG, False),
+    "preresnet": lambda: preresnet(1, (2, 3, 4), False),
+    "preresnet_cut": lambda: preresnet(2, (3, 4, 5), True),
+    "densenet": lambda: densenet(1, 4, False),
+    "densenet_cut": lambda: densenet(2, 4, True),
+    "resnet": lambda: ResNet((2, 1), False, 4, False),
+    "resnet_bottleneck": lambda: ResNet((1, 1), True, 4, False),
+    "resnet_cifar": lambda: ResNet((1, 1), False, 4, True),
+    "vgg_imagenet": lambda: ImageNetVGG((4, "M", 3, "M"), (6, 5)),
 }
-"""For each name the full module of jaxslim, whose widths for VGGs do not matter, and what builds PyTorch's network."""
+"""What builds each network, by name."""
+COMMITTED = ("vgg", "vgg_cut", "preresnet_cut", "densenet_cut", "resnet_bottleneck", "vgg_imagenet")
+"""Those in the file."""
 
 
 def trained(build: Any, seed: int = 0) -> nn.Module:
@@ -261,9 +258,10 @@ def logits(net: nn.Module, x: np.ndarray) -> np.ndarray:
 def write() -> None:
     """Write the committed file."""
     arrays = {"images": torch.tensor(images(2, 12))}
-    for name, (_, build) in NETWORKS.items():
-        net = trained(build)
-        arrays |= {f"{name}/{key}": value.detach().clone() for key, value in net.state_dict().items()}
+    for name in COMMITTED:
+        net = trained(NETWORKS[name])
+        state = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
+        arrays |= {f"{name}/{key}": value.detach().clone() for key, value in state.items()}
         arrays[f"logits/{name}"] = torch.tensor(logits(net, images(2, 12)))
     save_file(arrays, FILE)
     print(f"{FILE}: {FILE.stat().st_size} bytes")

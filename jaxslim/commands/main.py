@@ -14,7 +14,10 @@ COMMANDS = {
     "prune": "cut channels out of a trained network, and save the smaller one",
     "multipass": "cut and train a network in turns, as the paper does in several passes",
     "evaluate": "measure accuracy, size and latency of a saved network",
+    "import": "read a network that was trained or pruned with PyTorch",
 }
+FILES = {"import": "importing"}
+"""Files of commands whose names are no names of modules."""
 HELP = f"""usage: jaxslim COMMAND [OPTIONS]
 
 Makes trained JAX networks smaller and faster by cutting channels out for real.
@@ -48,7 +51,7 @@ def main(argv: list[str]) -> None:
 
         print(f"jaxslim {__version__}")
     elif name in COMMANDS:
-        importlib.import_module(f"jaxslim.commands.{name}").main(argv[1:])
+        importlib.import_module(f"jaxslim.commands.{FILES.get(name, name)}").main(argv[1:])
     else:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         meant = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}."

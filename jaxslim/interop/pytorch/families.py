@@ -27,38 +27,40 @@ class Family(NamedTuple):
     is_selected: bool = False
     """Whether masks say which channels the first norm of each block passes on."""
 
+    def name(self, module: Any, path: Path) -> str:
+        """The name in PyTorch of an array of the variables, by its path, such as (params, conv0, kernel)."""
+        return f"{self.layer(module, path[1:-1])}.{LEAVES[path[-1]]}"
+
 
 def family(module: Any, model: Any) -> Family:
-    """The family of a module; an InputError that says `model` if it has none."""
+    """The family of a module, which `model` names; an InputError if it has none."""
     if type(module) not in FAMILIES:
-        names = ", ".join(kind.__name__ for kind in FAMILIES)
-        raise InputError(f"{model} is no network that PyTorch's files are known for; take one of {names}.")
+        kinds = ", ".join(kind.__name__ for kind in FAMILIES)
+        raise InputError(f"{model} is no network whose names in PyTorch are known; take one of {kinds}.")
     return FAMILIES[type(module)]
 
 
-def names(own: Family, module: Any, paths: list[Path]) -> dict[Path, str]:
-    """The name in PyTorch of each array of the variables, by its path, such as (params, conv0, kernel)."""
-    return {path: f"{own.layer(module, path[1:-1])}.{LEAVES[path[-1]]}" for path in paths}
-
-
-def to_flax(array: np.ndarray, path: Path, dimensions: int) -> np.ndarray:
+def to_flax(array: np.ndarray, path: Path, dimensions: int) -> np.ndarray | None:
     """An array of PyTorch in Flax's layout: convolutions OIHW -> HWIO, dense layers transposed.
 
-    A dense layer with four `dimensions` reads a map of 7x7 pixels, whose channels come first in PyTorch.
+    A dense layer with four `dimensions` reads a map of 7x7 pixels, whose channels come first in PyTorch. None if the
+    array has other dimensions.
     """
-    if is_dense(path) and dimensions == 4:
+    if _is_dense(path) and dimensions == 4 and array.ndim == 2 and array.shape[1] % GRID**2 == 0:
         array = array.reshape(len(array), -1, GRID, GRID)
+    if array.ndim != dimensions:
+        return None
     return array.transpose(*range(2, array.ndim), 1, 0) if array.ndim > 1 else array
 
 
 def shape_in_torch(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
     """The shape in PyTorch of an array of this shape in Flax."""
-    if is_dense(path) and len(shape) > 1:
+    if _is_dense(path) and len(shape) > 1:
         return (shape[-1], math.prod(shape[:-1]))
     return (*shape[:-3:-1], *shape[:-2]) if len(shape) > 1 else shape
 
 
-def is_dense(path: Path) -> bool:
+def _is_dense(path: Path) -> bool:
     """Whether an array is of a dense layer, by its path."""
     return path[-2].startswith(("dense", "classifier"))
 
