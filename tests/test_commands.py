@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from test_loop import contents, handled, rows, tiny, write_data
 
 import jaxslim
-from jaxslim.commands import cli, evaluate
+from jaxslim.commands import cli, evaluate, importing
 from jaxslim.commands import main as every_command
 from jaxslim.commands import multipass as multipass_command
 from jaxslim.commands import prune as prune_command
@@ -48,6 +48,7 @@ COMMANDS = {
     "prune": prune_command,
     "multipass": multipass_command,
     "evaluate": evaluate,
+    "import": importing,
 }
 
 

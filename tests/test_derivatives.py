@@ -103,7 +103,8 @@ def test_derivative_rules_stay_those_of_the_user(form: Callable[..., Any]) -> No
     compare(lambda v, x: form(x @ v["first"] * v["scale"], x) @ v["last"], random_variables(), images())
 
 
-def test_a_rule_reads_a_stream_that_keeps_more_channels() -> None:
+@pytest.mark.parametrize("stream", [8, 6])
+def test_a_rule_reads_a_stream_that_keeps_more_channels(stream: int) -> None:
     """Channel selection: `jaxslim.ops.BatchNorm` has its own gradient, and the stream in front keeps all channels."""
 
     class Net(nn.Module):
@@ -120,10 +121,11 @@ def test_a_rule_reads_a_stream_that_keeps_more_channels() -> None:
         return Net().apply(variables | {"params": params}, x, mutable=["batch_stats"])[0]
 
     graph = jaxslim.trace(apply, variables["params"], x)
-    plan = jaxslim.plan(graph, {"norm": {"scale": np.arange(8.0) % 3}}, 0.5)
+    scores = {"norm": {"scale": np.arange(8.0) % 3}, "Dense_0": {"bias": 1.0 * (np.arange(8) >= 8 - stream)}}
+    plan = jaxslim.plan(graph, scores, threshold=0)
     masked, small = (change(graph, variables["params"], plan) for change in (jaxslim.mask, jaxslim.cut))
-    assert small["norm"]["scale"].shape == (4,)
-    assert small["Dense_0"]["kernel"].shape == (4, 8)
+    assert small["Dense_0"]["kernel"].shape == (4, stream)
+    assert small["norm"]["scale"].shape == (5 - (stream == 6),)
 
     def gradient(apply: Callable[..., Any], params: Any) -> Any:
         return jax.jit(jax.grad(lambda params: jnp.sin(apply(params, x)).sum()))(params)

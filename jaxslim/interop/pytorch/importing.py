@@ -15,7 +15,7 @@ from jaxslim.core.plan import plan
 from jaxslim.errors import InputError
 from jaxslim.interop.pytorch import reading
 from jaxslim.interop.pytorch.families import Family, family, shape_in_torch, to_flax
-from jaxslim.interop.pytorch.selection import Held, held, masks, spread, wanted
+from jaxslim.interop.pytorch.selection import ADVICE, Held, held, masks, spread, wanted
 from jaxslim.slim.kinds import network
 from jaxslim.slim.prune import apply_plan, traced
 
@@ -116,7 +116,7 @@ class _File:
 
     def _misfit(self, name: str, takes: tuple[int, ...]) -> InputError:
         has = f"{self._title} holds {name} of shape {self.state[name].shape}"
-        return InputError(f"{has}, and {self._model} takes {takes} there; give the model that the file is of.")
+        return InputError(f"{has}, and {self._model} takes {takes} there; {ADVICE}.")
 
 
 def _biases(layers: Mapping[tuple[str, ...], str]) -> Iterator[tuple[Name, str]]:
@@ -134,4 +134,4 @@ def _check_names(state: Mapping[str, Any], needed: set[str], known: set[str], pr
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             parts.append(f"it {what} {min(names)}{more}")
     if parts:
-        raise InputError(f"{problem}: {', and '.join(parts)}; give the model that the file is of.")
+        raise InputError(f"{problem}: {', and '.join(parts)}; {ADVICE}.")

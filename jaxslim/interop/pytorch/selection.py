@@ -17,6 +17,7 @@ from jaxslim.errors import InputError
 Held = dict[Path, list[np.ndarray]]
 """For each array, by its path, the indices of the full network that it holds along each axis."""
 MASK = "select.indexes"
+ADVICE = "give the model that the file is of"
 
 
 def masks(layers: Mapping[tuple[str, ...], str]) -> dict[tuple[str, ...], str]:
@@ -54,9 +55,7 @@ def held(
         scale = ("params", *block, *norm, "scale")
         mask = state.get(select, np.ones(shapes[scale])) != 0
         if mask.shape != shapes[scale]:
-            raise InputError(
-                f"{where} holds {select} of shape {mask.shape}, and its norm has {shapes[scale]} channels."
-            )
+            raise InputError(f"{where} holds {select} of shape {mask.shape}, and takes {shapes[scale]}; {ADVICE}.")
         if not mask.any():
             raise InputError(f"{where} holds {select}, which selects no channel; take a network that was cut less.")
         selected[scale] = mask
