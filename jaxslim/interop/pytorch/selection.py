@@ -55,7 +55,8 @@ def held(
         scale = ("params", *block, *norm, "scale")
         mask = state.get(select, np.ones(shapes[scale])) != 0
         if mask.shape != shapes[scale]:
-            raise InputError(f"{where} holds {select} of shape {mask.shape}, and takes {shapes[scale]}; {ADVICE}.")
+            here = f"of shape {mask.shape} at a norm of {shapes[scale][0]} channels"
+            raise InputError(f"{where} holds {select} {here}; {ADVICE}.")
         if not mask.any():
             raise InputError(f"{where} holds {select}, which selects no channel; take a network that was cut less.")
         selected[scale] = mask
