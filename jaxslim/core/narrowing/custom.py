@@ -131,7 +131,10 @@ def _fit_gradients(inner: Program, outs: list[Any], wanted: Alive) -> list[Any]:
     """
     fitted = []
     for array, axes, have in zip(_fit_outputs(inner, outs, wanted), wanted, inner.out_alive, strict=True):
-        differ = [own is not None and not np.array_equal(own, alive) for alive, own in zip(axes, have, strict=True)]
+        differ = [
+            own is not None and (alive is None or not np.array_equal(own, alive))
+            for alive, own in zip(axes, have, strict=True)
+        ]
         array = _spread(array, [own if other else None for own, other in zip(have, differ, strict=True)])
         for k, (alive, other) in enumerate(zip(axes, differ, strict=True)):
             if other and alive is not None:
