@@ -1,1 +1,1 @@
-"""Formats of other frameworks and runtimes. Nothing is here yet."""
+"""Formats of other frameworks and runtimes."""

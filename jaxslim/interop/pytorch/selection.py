@@ -79,6 +79,8 @@ def held(
 
 def spread(array: np.ndarray, shape: tuple[int, ...], indices: list[np.ndarray]) -> np.ndarray:
     """An array in the full shape, with zeros where it holds nothing."""
+    if array.shape == shape:
+        return array
     full = np.zeros(shape, array.dtype)
     full[np.ix_(*indices)] = array
     return full
