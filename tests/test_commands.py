@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from test_loop import contents, handled, rows, tiny, write_data
 
 import jaxslim
-from jaxslim.commands import cli, evaluate
+from jaxslim.commands import cli, evaluate, importing
+from jaxslim.commands import export as export_command
 from jaxslim.commands import main as every_command
 from jaxslim.commands import multipass as multipass_command
 from jaxslim.commands import predict as predict_command
@@ -50,6 +51,8 @@ COMMANDS = {
     "multipass": multipass_command,
     "evaluate": evaluate,
     "predict": predict_command,
+    "export": export_command,
+    "import": importing,
 }
 
 

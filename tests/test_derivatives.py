@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.experimental.ode import odeint
 
 import jaxslim
@@ -100,6 +101,38 @@ def images() -> Any:
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_derivative_rules_stay_those_of_the_user(form: Callable[..., Any]) -> None:
     compare(lambda v, x: form(x @ v["first"] * v["scale"], x) @ v["last"], random_variables(), images())
+
+
+@pytest.mark.parametrize("stream", [8, 6])
+def test_a_rule_reads_a_stream_that_keeps_more_channels(stream: int) -> None:
+    """Channel selection: `jaxslim.ops.BatchNorm` has its own gradient, and the stream in front keeps all channels."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            x = nn.Dense(8)(x)
+            y = nn.relu(jaxslim.ops.BatchNorm(use_running_average=False, name="norm")(x))
+            return nn.Dense(3)(y) + nn.Dense(3)(x)
+
+    x = np.random.default_rng(1).normal(size=(3, 2, 2, 4)).astype(np.float32)
+    variables = Net().init(jax.random.key(0), x)
+
+    def apply(params: Any, x: Any) -> Any:
+        return Net().apply(variables | {"params": params}, x, mutable=["batch_stats"])[0]
+
+    graph = jaxslim.trace(apply, variables["params"], x)
+    scores = {"norm": {"scale": np.arange(8.0) % 3}, "Dense_0": {"bias": 1.0 * (np.arange(8) >= 8 - stream)}}
+    plan = jaxslim.plan(graph, scores, threshold=0)
+    masked, small = (change(graph, variables["params"], plan) for change in (jaxslim.mask, jaxslim.cut))
+    assert small["Dense_0"]["kernel"].shape == (4, stream)
+    assert small["norm"]["scale"].shape == (5 - (stream == 6),)
+
+    def gradient(apply: Callable[..., Any], params: Any) -> Any:
+        return jax.jit(jax.grad(lambda params: jnp.sin(apply(params, x)).sum()))(params)
+
+    expected = jaxslim.cut(graph, gradient(apply, masked), plan)
+    found = gradient(jaxslim.narrow(apply, graph, plan), small)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
 
 
 def test_a_neural_differential_equation_has_its_gradient() -> None:

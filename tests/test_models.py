@@ -1,4 +1,4 @@
-"""VGG against PyTorch, its paper and its reference; models by name."""
+"""VGG against PyTorch, its paper and its reference; counts of the other networks; models by name."""
 
 from typing import Any
 
@@ -11,9 +11,11 @@ from flax import linen as nn
 from hypothesis import given
 from hypothesis import strategies as st
 
+import jaxslim
 from jaxslim import models
 from jaxslim.errors import InputError
 from jaxslim.models.vgg import VGG, WIDTHS, max_pool
+from jaxslim.models.vgg_imagenet import adaptive_pool
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 every_case = pytest.mark.parametrize("name", reference_step.CASES)
@@ -208,6 +210,145 @@ def test_resized(initial):
     assert module.resized(initial) == module
 
 
+# The other networks
+
+
+def size(module: Any, pixels: int) -> tuple[int, int]:
+    """Parameters and MACs."""
+    images = jax.ShapeDtypeStruct((1, pixels, pixels, 3), jnp.float32)
+    cost = jaxslim.count(module.apply, jax.eval_shape(module.init, jax.random.key(0), images), images)
+    return cost.params, cost.macs
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "billions"),
+    [
+        ("resnet18", 11_689_512, 1.814),
+        ("resnet34", 21_797_672, 3.664),
+        ("resnet50", 25_557_032, 4.089),
+        ("resnet101", 44_549_160, 7.801),
+        ("resnet152", 60_192_808, 11.514),
+        ("vgg11_bn", 132_868_840 - 2752, 7.609),
+        ("vgg13_bn", 133_053_736 - 2944, 11.308),
+        ("vgg16_bn", 138_365_992 - 4224, 15.47),
+        ("vgg19_bn", 143_678_248 - 5504, 19.632),
+    ],
+)
+def test_sizes_are_those_that_torchvision_publishes(name, params, billions):
+    """Its VGG has biases before BatchNorm too, one a channel."""
+    found, macs = size(getattr(models, name)(), 224)
+    assert found == params
+    assert round(macs / 1e9, 3) == billions
+
+
+def preresnet_size(blocks: int) -> tuple[int, int]:
+    """Parameters and MACs of the authors' definition, layer by layer, on images of 32x32."""
+    params, macs, inputs, pixels = 27 * 16, 27 * 16 * 1024, 16, 1024
+    for stage, width in enumerate((16, 32, 64)):
+        for block in range(blocks):
+            after = 1024 // 4**stage
+            projection = inputs * 4 * width if block == 0 else 0
+            params += 2 * (inputs + 2 * width) + inputs * width + 13 * width**2 + projection
+            macs += inputs * width * pixels + 13 * width**2 * after + projection * after
+            inputs, pixels = 4 * width, after
+    return params + 2 * inputs + 10 * inputs + 10, macs + 10 * inputs
+
+
+def densenet_size(layers: int, growth: int) -> tuple[int, int]:
+    """The same of a DenseNet without bottlenecks."""
+    channels = 2 * growth
+    params, macs = 27 * channels, 27 * channels * 1024
+    for block, pixels in enumerate((1024, 256, 64)):
+        for _ in range(layers):
+            params += 2 * channels + 9 * channels * growth
+            macs += 9 * channels * growth * pixels
+            channels += growth
+        if block < 2:
+            params, macs = params + 2 * channels + channels**2, macs + channels**2 * pixels
+    return params + 2 * channels + 10 * channels + 10, macs + 10 * channels
+
+
+def test_sizes_are_those_of_the_authors_definitions():
+    """The paper, table 1, gives 1.70 M parameters for ResNet-164 and 1.02 M for DenseNet-40."""
+    assert size(models.resnet164(), 32) == preresnet_size(18) == (1_703_258, 247_646_720)
+    assert size(models.preresnet20(), 32) == preresnet_size(2)
+    assert size(models.densenet40(), 32) == densenet_size(12, 12) == (1_059_298, 282_917_328)
+
+
+def test_size_of_densenet_bc():
+    """Huang et al. 2017, table 2: 0.8 M parameters for depth 100 and growth 12."""
+    params, _ = size(models.DenseNet(depth=100, bottleneck=True, compression=0.5), 32)
+    assert params == 769_162
+
+
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(1, 1), (3, 5), (7, 9), (14, 14), (15, 20)],
+)
+def test_adaptive_pool_equals_means_of_windows(height, width):
+    x = distinct(height, width)
+    rows, columns = ([(i * n // 7, -(-(i + 1) * n // 7)) for i in range(7)] for n in (height, width))
+    expected = [[x[:, top:end, left:right].mean((1, 2)) for left, right in columns] for top, end in rows]
+    np.testing.assert_allclose(adaptive_pool(jnp.asarray(x)), np.moveaxis(expected, 2, 0), rtol=1e-5, atol=1e-4)
+
+
+SMALL = {
+    "preresnet": models.PreResNet(11, (2, 3, 4), num_classes=3),
+    "densenet_bc": models.DenseNet(10, 4, bottleneck=True, compression=0.5, num_classes=3),
+    "resnet": models.ResNet((1, 1), bottleneck=True, width=4, num_classes=3),
+    "vgg_imagenet": models.ImageNetVGG((4, "M", 6), (8, 5), num_classes=3),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_forms_train_and_can_be_cut(name):
+    """The check of `prune` compares the outputs."""
+    module, images = SMALL[name], jax.random.normal(jax.random.key(0), (3, 14, 14, 3))
+    variables = jax.jit(module.init)(jax.random.key(0), images)
+    training = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": jax.random.key(1)}}
+    logits, new = jax.eval_shape(lambda variables: module.apply(variables, images, **training), variables)
+    assert logits.shape == (3, 3)
+    assert jax.tree.map(np.shape, new["batch_stats"]) == jax.tree.map(np.shape, variables["batch_stats"])
+    small = jaxslim.prune(module, variables, 0.3, images, scores=jaxslim.criteria.random)
+    assert small.report.exact == 1
+    assert small.report.params[1] < 0.9 * small.report.params[0]
+    assert (type(small.module) is type(module)) == hasattr(module, "resized")
+
+
+def test_channel_selection_cuts_behind_norms_alone():
+    """A norm of a pre-activation network can lose channels that its stream keeps for others."""
+    module, images = SMALL["preresnet"], jnp.ones((1, 8, 8, 3))
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    graph = jaxslim.trace(module.apply, variables, images)
+    scale = graph.find(("params", "layer2_0", "bn1", "scale"))
+    stream = graph.find(("params", "layer1_0", "conv3", "kernel"))
+    assert scale is not None
+    assert stream is not None
+    assert not np.intersect1d(graph.units[scale][0], graph.units[stream][3]).size
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: models.PreResNet(depth=21), r"^depth is 21; it must be 9n \+ 2, for example 20, 56 or 164\.$"),
+        (lambda: models.PreResNet(depth=2), "^depth is 2; it must be"),
+        (lambda: models.PreResNet(widths=(16, 0, 3)), "^A width in widths is 0; it must be an integer of at least 1"),
+        (lambda: models.DenseNet(depth=41), r"^depth is 41; it must be 3n \+ 4, for example 40\.$"),
+        (lambda: models.DenseNet(depth=13, bottleneck=True), r"^depth is 13; it must be 6n \+ 4 with bottlenecks"),
+        (lambda: models.DenseNet(compression=1.5), "^compression is 1.5; it must be a share in"),
+        (lambda: models.DenseNet(growth=0), "^growth is 0; it must be an integer of at least 1"),
+        (lambda: models.ResNet(blocks=()), r"^blocks is \(\); give the number of blocks of each stage"),
+        (lambda: models.ResNet(blocks=(2, 0)), "^A stage's number in blocks is 0; it must be an integer of at least 1"),
+        (lambda: models.ImageNetVGG((4, -1)), "^widths hold -1; each must be a positive number of channels"),
+        (lambda: models.ImageNetVGG((4,), hidden=(0,)), "^A width in hidden is 0; it must be an integer of at least 1"),
+        (lambda: models.resnet18(num_classes=0), "^num_classes is 0; it must be an integer of at least 1"),
+    ],
+)
+def test_fields_that_cannot_be(build, message):
+    with pytest.raises(InputError, match=message):
+        build()
+
+
 # Models by name
 
 
@@ -237,7 +378,7 @@ def test_arguments_reach_the_model():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("vgg7", {}, "There is no model 'vgg7'; the models are vgg, vgg11, vgg13, vgg16, vgg19."),
+        ("vgg7", {}, "There is no model 'vgg7'; the models are densenet, densenet40, .*, vgg19_bn, vgg_imagenet."),
         ("vgg", {}, "model vgg does not take the model_args {}: .*missing 1 required positional argument: 'widths'"),
         ("vgg", {"widths": 64}, "model vgg does not take the model_args {'widths': 64}: 'int' object is not iterable"),
         (
@@ -261,4 +402,5 @@ def test_a_model_of_ones_own(monkeypatch):
     assert models.build("unbiased", {}, num_classes=3, dtype=jnp.float32) == Linear(3, jnp.float32, False)
     assert models.module_class(f"{__name__}.Linear") is Linear
     assert models.module_class("jaxslim.models.vgg.VGG") is VGG
+    assert models.module_class("jaxslim.models.preresnet.PreResNet") is models.PreResNet
     assert models.module_class("jaxslim.models.vgg.vgg19") is None

@@ -206,7 +206,10 @@ def test_a_cut_network_in_a_file(cut, tmp_path, weights):
     done = jaxslim.export(file, cut, weights=weights, meta={"class_names": ["a", "b"]})
     assert done.inputs == ("float32[batch,8,8,3]",)
     assert done.difference < 1e-5
-    assert sorted(path.name for path in file.parent.iterdir()) == ["net.onnx", "net.onnx.data"][: 1 + (weights == "beside")]
+    assert (
+        sorted(path.name for path in file.parent.iterdir())
+        == ["net.onnx", "net.onnx.data"][: 1 + (weights == "beside")]
+    )
     assert done.size == sum(path.stat().st_size for path in file.parent.iterdir())
     found = metadata(onnx.load(file))
     assert json.loads(found["class_names"]) == ["a", "b"]

@@ -105,7 +105,7 @@ def _accuracies(seed):
 
 
 def test_commands_take_the_options_that_are_named():
-    command = r"(jaxslim (?:train|prune|sweep|sensitivity|evaluate|predict)|python scripts/\w+\.py)"
+    command = r"(jaxslim (?:train|prune|sweep|sensitivity|evaluate|predict|export|import)|python scripts/\w+\.py)"
     ticked, blocks = re.findall(f"`{command}([^`]*)`", README), re.findall(f"^    {command}(.*)$", README, re.M)
     assert len(ticked) > 6
     assert len(blocks) > 10
@@ -123,5 +123,6 @@ def _options(command):
     if command == "jaxslim train":
         return {field.name for field in dataclasses.fields(TrainConfig)}
     name = command.removeprefix("python scripts/").removesuffix(".py").replace("ratio_sweep", "jaxslim sweep")
+    name = name.replace("jaxslim import", "jaxslim importing")
     module = importlib.import_module(name.replace("jaxslim ", "jaxslim.commands."))
     return {field.name for field in dataclasses.fields(module.Options)}

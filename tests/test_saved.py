@@ -25,7 +25,7 @@ from test_narrow import by_hand, random_keep
 
 import jaxslim
 from jaxslim.errors import InputError
-from jaxslim.models import VGG
+from jaxslim.models import VGG, PreResNet
 from jaxslim.storage import plans
 from jaxslim.storage.integrity import seal
 from jaxslim.storage.trees import build, layout_of
@@ -81,6 +81,51 @@ def saved(tmp_path_factory: Any, linen: Any, layers: Any, narrowed: Any) -> Path
     run, small, graph, plan = narrowed
     jaxslim.save(folder / "function", run, small, graph=graph, plan=plan, inputs=(dict_inputs(),))
     return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# jaxslim's own networks
+
+
+def test_an_own_network_comes_back_with_its_code(tmp_path: Path) -> None:
+    """It trains and can be cut again; two cuts come back as one."""
+    net, x = PreResNet(11, (2, 2, 2), num_classes=3, dtype=jnp.float32), images()
+    full = jax.jit(net.init)(jax.random.key(0), x)
+    once = jaxslim.prune(net, full, 0.4, x, scores=jaxslim.criteria.random)
+    twice = jaxslim.prune(once.module, once.variables, 0.3, x, scores=jaxslim.criteria.random)
+    jaxslim.save(tmp_path / "once", once, meta={"kind": "pruned"})
+    jaxslim.save(tmp_path / "twice", twice.module, twice.variables)
+    assert not (tmp_path / "once" / "program").exists()
+    loaded = {name: jaxslim.load(tmp_path / name) for name in ("once", "twice")}
+    for name, expected in (("once", once), ("twice", twice)):
+        assert loaded[name].module.full == jaxslim.load(tmp_path / name, module=net).module.full == net
+        assert_same(loaded[name].variables, expected.variables)
+
+    def trained(module: Any, variables: Any) -> Any:
+        return jax.jit(lambda variables: module.apply(variables, x, train=True, mutable=["batch_stats"]))(variables)
+
+    module, variables, _ = loaded["twice"]
+    assert_close(trained(module, variables), trained(twice.module, variables))
+    half = module.clone(dtype=jnp.bfloat16)
+    assert half.full.dtype == jnp.bfloat16
+    assert half.plan is module.plan
+
+
+def test_fields_that_were_edited(tmp_path: Path) -> None:
+    net, x = PreResNet(11, (2, 2, 2), num_classes=3), images()
+    pruned = jaxslim.prune(net, jax.jit(net.init)(jax.random.key(0), x), 0.4, x)
+    for changes, message in (
+        ({"depth": 12}, "The checkpoint's .*PreResNet cannot be built from its fields: depth is 12; it must be 9n"),
+        ({"planes": 3}, "The checkpoint's .*PreResNet cannot be built from its fields: .*planes"),
+    ):
+        path = jaxslim.save(tmp_path / next(iter(changes)), pruned)
+        file = path / "meta" / "metadata"
+        meta = json.loads(file.read_text())
+        meta["module"]["fields"] |= changes
+        file.write_text(json.dumps(meta))
+        seal(path)
+        with pytest.raises(InputError, match=message):
+            jaxslim.load(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def parse(
     """Read `argv` as an instance of the dataclass `kind`; `--help` and mistakes end the process, as argparse does.
 
     The docstring of `kind` describes the command, unless `description` does. The options start from the values of
-    `default`; a `kind` with a default factory needs one.
+    `default`.
     """
     lines = [*textwrap.wrap(description or inspect.getdoc(kind) or "", 78), "", "Examples:", *examples]
     about = "\n".join(line if line in ("", "Examples:") else f"  {line}" for line in lines)  # tyro joins other lines
@@ -116,7 +116,8 @@ def _dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
     fields = []
     for field in sorted(dataclasses.fields(info.type), key=lambda field: [*told].index(field.name)):
         default = getattr(info.default, field.name, field.default)
-        default = MISSING_NONPROP if default is dataclasses.MISSING else default
+        if default is dataclasses.MISSING:
+            default = MISSING_NONPROP if field.default_factory is dataclasses.MISSING else field.default_factory()
         hint = "" if default is None or default == () or default == {} else None  # "(default: None)" tells nothing
         metavar = field.metadata.get("metavar") or METAVARS.get(field.name) or _metavar(hints[field.name])
         shown = tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)

@@ -16,7 +16,10 @@ COMMANDS = {
     "evaluate": "measure accuracy, size and latency of a saved network",
     "predict": "name the classes of images, with probabilities",
     "export": "write a saved network as ONNX or StableHLO, to run without its code",
+    "import": "read a network that was trained or pruned with PyTorch",
 }
+FILES = {"import": "importing"}
+"""Files of commands whose names are no names of modules."""
 HELP = f"""usage: jaxslim COMMAND [OPTIONS]
 
 Makes trained JAX networks smaller and faster by cutting channels out for real.
@@ -50,7 +53,7 @@ def main(argv: list[str]) -> None:
 
         print(f"jaxslim {__version__}")
     elif name in COMMANDS:
-        importlib.import_module(f"jaxslim.commands.{name}").main(argv[1:])
+        importlib.import_module(f"jaxslim.commands.{FILES.get(name, name)}").main(argv[1:])
     else:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         meant = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}."

@@ -141,7 +141,7 @@ def save_cut(
         "absorbed_into": sum(new is not old and not jnp.allclose(new, old, rtol=0, atol=1e-6) for new, old in pairs),
         "recalibrated_on": len(batches),
     }
-    checkpoint.save(out, pruned.module, small, described)
+    checkpoint.save(out, pruned.module, small, described, inputs=pruned.inputs)
     return pruned, described
 
 

@@ -70,7 +70,7 @@ def _facts(path: Path, loaded: Loaded, images: Dataset, result: Evaluation) -> l
     return [
         ("checkpoint", f"{path} ({meta.get('kind', 'of unknown kind')})"),
         ("trained on", str(meta["config"].get("dataset", "unknown images"))),
-        ("network", f"{type(module).__name__} {models.architecture(module) or ''}".strip()),
+        ("network", f"{models.kind(module)} {models.architecture(module) or ''}".strip()),
         ("accuracy", f"{result.accuracy:.2%} on {len(images.test_labels):,} test images of {images.name}"),
         ("loss", f"{result.loss:.4f}"),
         ("digest", f"{digest(variables)} (SHA-256 of the variables)"),

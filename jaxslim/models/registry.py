@@ -5,11 +5,24 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxslim.errors import InputError, first_line
+from jaxslim.models import densenet, preresnet, resnet, vgg_imagenet
+from jaxslim.models.densenet import DenseNet
+from jaxslim.models.preresnet import PreResNet
+from jaxslim.models.resnet import ResNet
 from jaxslim.models.vgg import VGG, WIDTHS
+from jaxslim.models.vgg_imagenet import ImageNetVGG
 
 MODELS: dict[str, Callable[..., Any]] = {
     "vgg": VGG,
     **{name: functools.partial(VGG, widths=widths) for name, widths in WIDTHS.items()},
+    "vgg_imagenet": ImageNetVGG,
+    **vgg_imagenet.VARIANTS,
+    "preresnet": PreResNet,
+    **preresnet.VARIANTS,
+    "densenet": DenseNet,
+    **densenet.VARIANTS,
+    "resnet": ResNet,
+    **resnet.VARIANTS,
 }
 """For each name, what builds a Linen module from `num_classes`, `dtype` and arguments of its own.
 
@@ -37,6 +50,12 @@ def module_class(name: str) -> type | None:
     """The class among the models that a checkpoint names, for example `jaxslim.models.vgg.VGG`; None if none is."""
     classes = (kind for kind in MODELS.values() if isinstance(kind, type))
     return next((kind for kind in classes if f"{kind.__module__}.{kind.__qualname__}" == name), None)
+
+
+def kind(module: Any) -> str:
+    """What a module is called in a line about it: the name of its class, also after a cut that left no plain module."""
+    whole = getattr(module, "whole", None)
+    return type(module).__name__ if whole is None else f"{type(whole).__name__}, cut"
 
 
 def architecture(module: Any) -> str | None:

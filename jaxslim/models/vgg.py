@@ -7,12 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from jaxslim import ops
 from jaxslim.errors import InputError, quoted
+from jaxslim.models.layers import batch_norm, check_count, check_images, convolution, is_count
 
 
 class VGG(nn.Module):
@@ -33,63 +32,55 @@ class VGG(nn.Module):
     """Precision of the computation; parameters are float32."""
 
     def __post_init__(self) -> None:
-        if wrong := [width for width in self.widths if width != "M" and not _is_count(width)]:
-            advice = 'each must be a positive number of channels or "M" for pooling.'
-            raise InputError(f"widths hold {quoted(wrong[0])}; {advice}")
-        if not _is_count(self.num_classes):
-            raise InputError(f"num_classes is {quoted(self.num_classes)}; it must be an integer of at least 1.")
+        check_widths(self.widths)
+        check_count("num_classes", self.num_classes)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        shape: tuple[int, ...] = getattr(images, "shape", ())
-        if len(shape) != 4:
-            raise InputError(f"The images have shape {shape}; pass an array (n, height, width, channels).")
-        if min(shape[1:3]) < 2 ** (poolings := [*self.widths].count("M")):
-            small = f"{poolings} poolings shrink images of {shape[1]}x{shape[2]} pixels to nothing"
-            raise InputError(f"{small}; use larger images, or widths with fewer M.")
-        x, layer = images, 0
-        for width in self.widths:
-            if width == "M":
-                x = max_pool(x)
-                continue
-            x = nn.Conv(
-                int(width),
-                (3, 3),
-                padding=1,
-                use_bias=False,
-                dtype=self.dtype,
-                kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-                conv_general_dilated=ops.conv,
-                name=f"conv{layer}",
-            )(x)
-            x = ops.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                epsilon=1e-5,
-                dtype=self.dtype,
-                scale_init=nn.initializers.constant(0.5),
-                use_fast_variance=False,
-                name=f"bn{layer}",
-            )(x)
-            x, layer = nn.relu(x), layer + 1
+        x = convolutions(images, self.widths, train, self.dtype)
         initial = nn.initializers.normal(0.01)
         x = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=initial, name="classifier")(x.mean((1, 2)))
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def resized(self, variables: Mapping[str, Any]) -> "VGG":
         """The VGG whose parameters have the shapes of `variables`, for example after a cut."""
-        params = variables["params"]
-        channels = (params[f"conv{layer}"]["kernel"].shape[-1] for layer in itertools.count())
-        return self.clone(widths=tuple("M" if width == "M" else next(channels) for width in self.widths))
+        return self.clone(widths=widths_of(self.widths, variables))
 
     def architecture(self) -> str:
         """The widths as tables show them, for example [64, 'M', 128]."""
         return str(["M" if width == "M" else int(width) for width in self.widths])
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 1 <= int(value) < 2**31
+def check_widths(widths: Sequence[int | str]) -> None:
+    """Refuse widths that are neither counts of channels nor "M"."""
+    if wrong := [width for width in widths if width != "M" and not is_count(width)]:
+        advice = 'each must be a positive number of channels or "M" for pooling.'
+        raise InputError(f"widths hold {quoted(wrong[0])}; {advice}")
+
+
+def convolutions(images: jax.Array, widths: Sequence[int | str], train: bool, dtype: Any) -> jax.Array:
+    """The layers of a VGG in front of its classifier, as submodules `conv0`, `bn0`, ... of the module that calls."""
+    shape = check_images(images)
+    if min(shape[1:3]) < 2 ** (poolings := [*widths].count("M")):
+        small = f"{poolings} poolings shrink images of {shape[1]}x{shape[2]} pixels to nothing"
+        raise InputError(f"{small}; use larger images, or widths with fewer M.")
+    x, layer = images, 0
+    for width in widths:
+        if width == "M":
+            x = max_pool(x)
+            continue
+        x = convolution(int(width), 3, dtype=dtype, name=f"conv{layer}")(x)
+        x = nn.relu(batch_norm(train, dtype=dtype, name=f"bn{layer}")(x))
+        layer += 1
+    return x
+
+
+def widths_of(widths: Sequence[int | str], variables: Mapping[str, Any]) -> tuple[int | str, ...]:
+    """`widths` with the channels that the convolutions of `variables` have."""
+    params = variables["params"]
+    channels = (params[f"conv{layer}"]["kernel"].shape[-1] for layer in itertools.count())
+    return tuple("M" if width == "M" else next(channels) for width in widths)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

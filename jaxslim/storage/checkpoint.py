@@ -26,6 +26,7 @@ from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.plan import Plan
 from jaxslim.errors import InputError, first_line
 from jaxslim.files import UNFINISHED, check_path, flush, naming
+from jaxslim.slim.kinds.linen import Narrow
 from jaxslim.slim.prune import Pruned
 from jaxslim.storage import networks
 from jaxslim.storage.exported import read_exported
@@ -41,8 +42,8 @@ class Loaded(NamedTuple):
     """What a checkpoint holds."""
 
     module: Any
-    """The Linen module. Of a cut network, the model that was passed, cut again, or else its `Program`; of an exported
-    file, always a `Program`."""
+    """The Linen module. Of a cut network, the model that was passed or is jaxslim's, cut; or its `Program`, as of an
+    exported file."""
     variables: Any
     """Its variables: nested dicts of arrays, or what the model takes."""
     meta: dict[str, Any]
@@ -63,12 +64,12 @@ def save(
     """Write a checkpoint to a new folder, whole or not at all.
 
     A cut network of any kind is stored with its plan, and with its evaluation as a program that runs without the
-    network's code. Nothing of the code is stored.
+    network's code, which jaxslim's own networks do not need. Nothing of the code is stored.
 
     Args:
       path: folder to make.
       module: a Linen module, whose fields are numbers, strings, dtypes or tuples of them; or a cut network: what
-        `prune` returned, or a cut model with `graph` and `plan`, such as the function that `narrow` returned.
+        `prune` returned or its Linen module, or a cut model with `graph` and `plan`, such as what `narrow` returned.
       variables: of the module, as its `init` returns them. Of a cut network, its variables as `prune` takes them; left
         out, those of the `Pruned`, or what its module holds now. Where training makes new modules, pass
         `dataclasses.replace(pruned, module=trained)`.
@@ -91,12 +92,35 @@ def save(
         raise InputError(f"{path} exists already and checkpoints are never overwritten; choose another folder.")
     if path.parent.name == "checkpoints":
         raise InputError(f"{path} lies among a run's own checkpoints; choose another folder.")
-    if isinstance(module, Pruned) or graph is not None or plan is not None:
-        arrays, described, files = networks.parts(module, variables, graph, plan, inputs, call)
-        write(path, arrays, {**(meta or {}), **described, "format": CUT_FORMAT, **origin(arrays)}, files=files)
-    else:
-        write(path, variables, describe(module, variables, meta))
+    content = contents(module, variables, meta, inputs=inputs, graph=graph, plan=plan, **call)
+    write(path, content.variables, content.meta, files=content.files)
     return path
+
+
+class Contents(NamedTuple):
+    """What `write` takes."""
+
+    variables: Any
+    """Nested dicts of arrays."""
+    meta: dict[str, Any]
+    files: dict[str, bytes]
+
+
+def contents(
+    module: Any,
+    variables: Any,
+    meta: Mapping[str, Any] | None,
+    *,
+    inputs: Sequence[Any] | None = None,
+    graph: ChannelGraph | None = None,
+    plan: Plan | None = None,
+    **call: Any,
+) -> Contents:
+    """What a checkpoint holds of a network; the arguments are those of `save`."""
+    if not isinstance(module, Pruned | Narrow) and graph is None and plan is None:
+        return Contents(variables, describe(module, variables, meta), {})
+    arrays, described, files = networks.parts(module, variables, graph, plan, inputs, call)
+    return Contents(arrays, {**(meta or {}), **described, "format": CUT_FORMAT, **origin(arrays)}, files)
 
 
 def load(path: str | Path, module_type: type | None = None, *, module: Any = None, variables: Any = None) -> Loaded:
@@ -107,7 +131,7 @@ def load(path: str | Path, module_type: type | None = None, *, module: Any = Non
         that `export` wrote as StableHLO.
       module_type: class of a Linen module, needed where jaxslim does not provide it.
       module: the full model that was cut, with any weights. The cut model takes its place, as `prune` returns it;
-        without `module`, a `Program` does.
+        without `module`, a `Program` does, unless the model is a Linen module of jaxslim's own.
       variables: arrays in the structure that a function takes, where dicts, lists and tuples are not enough; or the
         `eqx.nn.State` of an Equinox module.
 

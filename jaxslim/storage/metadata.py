@@ -53,8 +53,13 @@ def describe(module: Any, variables: Any, meta: Mapping[str, Any] | None = None)
         raise InputError("There are no arrays to save; pass the variables as module.init returns them.")
     if len({name.replace("/", ".") for name in shapes}) < len(shapes):
         raise InputError("Two arrays have one name, but for dots that stand for levels; rename one.")
-    kind = {"type": f"{type(module).__module__}.{type(module).__qualname__}", "fields": _fields(module)}
-    return {**(meta or {}), "format": FORMAT, "module": kind, "variables": shapes, **origin(variables)}
+    described = {"format": FORMAT, "module": parts_of(module), "variables": shapes, **origin(variables)}
+    return {**(meta or {}), **described}
+
+
+def parts_of(module: Any) -> dict[str, Any]:
+    """What `build` needs of a Linen module: the name of its class and its fields."""
+    return {"type": f"{type(module).__module__}.{type(module).__qualname__}", "fields": _fields(module)}
 
 
 def origin(variables: Any) -> dict[str, Any]:

@@ -9,13 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxslim.core.compose import compose
 from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.paths import leaf_paths
 from jaxslim.core.plan import Plan
 from jaxslim.errors import InputError
+from jaxslim.models import module_class
 from jaxslim.slim.kinds import Network, network
 from jaxslim.slim.kinds.equinox import Variables
+from jaxslim.slim.kinds.linen import Narrow
 from jaxslim.slim.prune import Pruned
+from jaxslim.storage import metadata
 from jaxslim.storage.integrity import DamageError
 from jaxslim.storage.plans import PLAN_FILE, pack, plan_of_checkpoint
 from jaxslim.storage.programs import Program, export, key_impl, plainly, raw, wrapped
@@ -38,12 +42,21 @@ class Parts(NamedTuple):
 def parts(
     pruned: Any, variables: Any, graph: ChannelGraph | None, plan: Plan | None, inputs: Sequence[Any] | None, call: Any
 ) -> Parts:
-    """Take a cut network apart: a `Pruned`, or a cut model with its variables, graph and plan."""
+    """Take a cut network apart: a `Pruned`, or a cut model with its variables, graph and plan.
+
+    A module of jaxslim's own is described by its fields, so that no program is needed.
+    """
     model = pruned
     if isinstance(pruned, Pruned):
         model, graph, plan = pruned.module, pruned.graph, pruned.plan
         variables = _given(pruned.variables) if variables is None else variables
         inputs, call = pruned.inputs if inputs is None else inputs, {**pruned.call, **call}
+    ours = None
+    if isinstance(model, Narrow):
+        graph, plan = model.graph if graph is None else graph, model.plan if plan is None else plan
+        if module_class(_name(model.whole)):
+            ours, inputs = model.whole, inputs or ()
+            graph, plan = _at_once(model, graph, plan)
     if graph is None or plan is None or inputs is None:
         missing = "graph" if graph is None else "plan" if plan is None else "inputs"
         raise InputError(f"A cut network is saved with its {missing}; pass {missing}=.")
@@ -56,10 +69,24 @@ def parts(
     plain, run, order = plainly(found.modes[0], found.variables, own)
     names = [path for path, _ in leaf_paths(own)]
     arrays, described = _described([names[number] for number in order], plain)
-    program, described["cut"]["program"] = export(run, plain, inputs)
-    kind = type(model.full if hasattr(model, "full") else model)
-    described["module"] = {"type": f"{kind.__module__}.{kind.__qualname__}"}
+    if ours is not None:
+        program, described["cut"]["program"] = None, {"reason": "jaxslim has its code"}
+        described["module"] = metadata.parts_of(ours)
+    else:
+        program, described["cut"]["program"] = export(run, plain, inputs)
+        described["module"] = {"type": _name(model.full if hasattr(model, "full") else model)}
     return Parts(arrays, described, {PLAN_FILE: pack(graph, plan)} | ({PROGRAM_FILE: program} if program else {}))
+
+
+def _name(module: Any) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _at_once(model: Narrow, graph: ChannelGraph, plan: Plan) -> tuple[ChannelGraph, Plan]:
+    """The graph of the uncut module below several cuts, and the plan of all of them together."""
+    while isinstance(model := model.full, Narrow):
+        graph, plan = model.graph, compose(model.graph, model.plan, graph, plan)
+    return graph, plan
 
 
 def _described(names: Sequence[tuple[str, ...]], plain: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -109,7 +136,7 @@ def _small(graph: ChannelGraph, plan: Plan) -> list[tuple[int, ...]]:
 
 
 def opened(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Any], model: Any, given: Any) -> tuple[Any, Any]:
-    """The cut model and its variables; without `model`, the program and plain containers."""
+    """The cut model and its variables; without `model`, that of jaxslim, or the program and plain containers."""
     try:
         cut = meta["cut"]
         empty = {number: jnp.zeros(shape, dtype) for number, (shape, dtype) in cut["empty"].items()}
@@ -120,6 +147,8 @@ def opened(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Any], model
         described = cut["program"]
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise DamageError(f"its meta describes no cut network ({error})") from None
+    if model is None and "fields" in meta["module"]:
+        model = metadata.build(meta)
     if model is None:
         if "reason" in described:
             raise InputError(

@@ -81,7 +81,8 @@ def teacher(config: TrainConfig, images: data.Dataset) -> Teacher | None:
 
 def _in_precision(module: Any, config: TrainConfig) -> Any:
     """A module that computes in the configuration's dtype, if it can."""
-    return module.clone(dtype=jnp.dtype(config.dtype)) if hasattr(module, "dtype") else module
+    has_dtype = hasattr(getattr(module, "whole", module), "dtype")
+    return module.clone(dtype=jnp.dtype(config.dtype)) if has_dtype else module
 
 
 def pulled(

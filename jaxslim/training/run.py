@@ -13,11 +13,10 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 
-from jaxslim import __version__
+from jaxslim import __version__, models
 from jaxslim.errors import DivergedError, InputError, StoppedError
 from jaxslim.files import LOCK, UNFINISHED, check_path, flush, locked, set_aside, write_whole
 from jaxslim.storage import checkpoint, history
-from jaxslim.storage.metadata import describe
 from jaxslim.training.config import TrainConfig, from_json
 from jaxslim.training.distributed import is_first, largest, wait
 from jaxslim.training.progress import Progress
@@ -193,8 +192,9 @@ class Run(contextlib.ExitStack):
 
     def _save(self, state: Any, more: dict[str, Any]) -> None:
         step = int(state.step)
-        meta = describe(self._module, state.variables, {**self._lineage, "epoch": self._epoch, "step": step, **more})
-        self._saver.save(step, state.variables, (state.optimizer, state.sums), meta)
+        meta = {**self._lineage, "epoch": self._epoch, "step": step, **more}
+        variables, meta, files = checkpoint.contents(self._module, state.variables, meta)
+        self._saver.save(step, variables, (state.optimizer, state.sums), meta, files)
 
     def _restore(self, path: Path, meta: dict[str, Any], state: Any) -> Any:
         step, epoch = meta.get("step"), meta.get("epoch")
@@ -272,7 +272,7 @@ def _summary(module: Any, images: Any) -> str:
     size = "x".join(map(str, images.train_images.shape[1:]))
     return (
         f"{len(images.train_labels):,} training and {len(images.test_labels):,} test images of {images.name}, {size}, "
-        f"{len(images.class_names)} classes; {type(module).__name__} on {jax.device_count()} x {kind}"
+        f"{len(images.class_names)} classes; {models.kind(module)} on {jax.device_count()} x {kind}"
     )
 
 

@@ -46,12 +46,12 @@ class Saver:
             clean(run)
             self._accuracies = accuracies_saved(run)
 
-    def save(self, step: int, variables: Any, training: Any, meta: Mapping[str, Any]) -> None:
+    def save(self, step: int, variables: Any, training: Any, meta: Mapping[str, Any], files: Any = None) -> None:
         """Wait for the checkpoint before, and start writing that of `step`; `write` takes the other arguments."""
         self.wait()
         if is_first():
             on_host = jax.device_get((variables, training))  # the next step takes the buffers over
-            self._pending = self._thread.submit(self._write, step, on_host, meta)
+            self._pending = self._thread.submit(self._write, step, on_host, meta, files)
 
     def wait(self) -> bool:
         """Wait until everything is written; whether the last checkpoint could be."""
@@ -71,9 +71,9 @@ class Saver:
         if self._failure:
             raise self._failure
 
-    def _write(self, step: int, arrays: tuple[Any, Any], meta: Mapping[str, Any]) -> None:
+    def _write(self, step: int, arrays: tuple[Any, Any], meta: Mapping[str, Any], files: Any) -> None:
         variables, training = arrays
-        write(step_folder(self._run, step), variables, meta, training)
+        write(step_folder(self._run, step), variables, meta, training, files)
         self._accuracies[step] = accuracy(meta)
         for older in self._accuracies.keys() - steps_kept(self._accuracies):
             remove(step_folder(self._run, older))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxslim.core.replay import Narrow, Program, bind
 from jaxslim.core.rules.control import inner_program
 from jaxslim.core.walk import Step
+from jaxslim.errors import InputError
 
 Alive = list[list[np.ndarray | None]]
 
@@ -98,8 +99,13 @@ def _custom_vjp(program: Program, eqn: Any, step: Step, arrays: list[Any]) -> Se
         out_shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in eqn.outvars]
         closed = jax.make_jaxpr(lambda r, g: jax.tree.unflatten(tree, r)(g))(residual_shapes, out_shapes)
         origins = [*origins, *[None] * len(out_alive)]
-        inner = program.inside(closed, [*residual_alive, *out_alive], origins)
-        outs = _fit_outputs(inner, inner([*residuals, *gradients]), [alive[k] for k in numbers])
+        try:
+            inner = program.inside(closed, [*residual_alive, *out_alive], origins)
+        except InputError:  # a stream has lost channels, and the function passes on fewer than are left
+            residuals = [_spread(array, axes) for array, axes in zip(residuals, residual_alive, strict=True)]
+            whole_alive = [[None] * len(axes) for axes in residual_alive]
+            inner = program.inside(closed, [*whole_alive, *out_alive], origins)
+        outs = _fit_gradients(inner, inner([*residuals, *gradients]), [alive[k] for k in numbers])
         found = dict(zip(numbers, outs, strict=True))
         return tuple(found.get(k) for k in range(len(alive)))
 
@@ -116,6 +122,35 @@ def _fit_outputs(inner: Program, outs: list[Any], wanted: Alive) -> list[Any]:
                 array = jnp.take(array, np.flatnonzero(alive), k)
         fitted.append(array)
     return fitted
+
+
+def _fit_gradients(inner: Program, outs: list[Any], wanted: Alive) -> list[Any]:
+    """As `_fit_outputs`; indices of an input that the function passes on to nothing that is left have gradient zero.
+
+    A norm, for example, may read a stream whose channels other readers keep.
+    """
+    fitted = []
+    for array, axes, have in zip(_fit_outputs(inner, outs, wanted), wanted, inner.out_alive, strict=True):
+        differ = [
+            own is not None and (alive is None or not np.array_equal(own, alive))
+            for alive, own in zip(axes, have, strict=True)
+        ]
+        array = _spread(array, [own if other else None for own, other in zip(have, differ, strict=True)])
+        for k, (alive, other) in enumerate(zip(axes, differ, strict=True)):
+            if other and alive is not None:
+                array = jnp.take(array, np.flatnonzero(alive), k)
+        fitted.append(array)
+    return fitted
+
+
+def _spread(array: Any, alive: Sequence[np.ndarray | None]) -> Any:
+    """An array in full along each axis of which indices survive, with zeros for the others."""
+    for k, own in enumerate(alive):
+        if own is not None:
+            moved = jnp.moveaxis(array, k, 0)
+            whole = jnp.zeros((len(own), *moved.shape[1:]), moved.dtype).at[np.flatnonzero(own)].set(moved)
+            array = jnp.moveaxis(whole, 0, k)
+    return array
 
 
 CUSTOM: dict[str, Narrow] = {"custom_jvp_call": _custom_jvp, "custom_vjp_call": _custom_vjp}

@@ -23,6 +23,15 @@ class Narrow:
         """As `apply` of the full module, with `rngs`, `mutable`, `method` and the arguments of the module's call."""
         return self._apply(variables, *inputs, **arguments)
 
+    @property
+    def whole(self) -> Any:
+        """The uncut module, below this and all earlier cuts."""
+        return self.full.whole if isinstance(self.full, Narrow) else self.full
+
+    def clone(self, **fields: Any) -> "Narrow":
+        """The cut of a module with other `fields`, for example another dtype."""
+        return Narrow(self.full.clone(**fields), self.graph, self.plan)
+
     def __repr__(self) -> str:
         return f"Narrow({type(self.full).__name__}, {self.plan!r})"
 
@@ -33,9 +42,7 @@ def network(
     """Describe a Linen module; its variables are what `init` returned, all collections together."""
     if variables is None:
         raise InputError(f"The variables of {type(module).__name__} are missing; pass all that its init returned.")
-    own = module
-    while isinstance(own, Narrow):
-        own = own.full
+    own = module.whole if isinstance(module, Narrow) else module
     method = call.get("method") or "__call__"
     called = getattr(type(own), method, None) if isinstance(method, str) else method
     found = switches(called, [own, *inputs], call)
