@@ -101,13 +101,16 @@ def pool(x: Any, rng: np.random.Generator) -> Any:
 def larger_of_pairs(x: Any, rng: np.random.Generator) -> Any:
     axis = _axis(x, rng)
     even = x.shape[axis] // 2 * 2
+    if not even:
+        return x
     parts = [lax.slice_in_dim(x, start, even, stride=2, axis=axis) for start in (0, 1)]
-    return jnp.maximum(*parts) if even else x
+    return jnp.maximum(*parts)
 
 
 def dense(x: Any, rng: np.random.Generator) -> Any:
     axis, width = _axis(x, rng), int(rng.integers(1, 5))
-    y = jnp.tensordot(x, _array(rng, x.shape[axis], width), (axis, 0)) + _array(rng, width)
+    y = jnp.tensordot(x, _array(rng, x.shape[axis], width), (axis, 0))
+    y = y + _array(rng, width).reshape((1,) * (y.ndim - 1) + (width,))
     return jnp.moveaxis(y, -1, axis) if rng.integers(2) else y
 
 
@@ -223,7 +226,7 @@ def loop(x: Any, rng: np.random.Generator) -> Any:
         return state, state + row
 
     last, found = lax.scan(step, jnp.zeros_like(rows[0]), rows, reverse=bool(rng.integers(2)))
-    return jnp.moveaxis(found + last, 0, axis)
+    return jnp.moveaxis(found + last[None], 0, axis)
 
 
 def halve(x: Any, rng: np.random.Generator) -> Any:

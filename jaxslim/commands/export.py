@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
                 "module, variables, images) where you have the code, or write StableHLO."
             )
         module = module.apply
-    elif is_onnx and hasattr(module, "dtype"):
+    elif is_onnx and hasattr(getattr(module, "whole", module), "dtype"):
         module = module.clone(dtype=jnp.float32)  # runtimes of ONNX lack bfloat16
     if "image_shape" not in meta:
         raise InputError(f"{options.checkpoint} does not name its images' shape; call jaxslim.export in its place.")

@@ -81,6 +81,8 @@ def average(emitter: Emitter, node: Node) -> Sequence[Held] | None:
         windows, counts = _windows(emitter, pool), emitter.known(by)
         if number == math.prod(windows.size):
             return [_pooled(emitter, pool.ins[0], windows, "AveragePool", count_include_pad=1)]
+        if _counts_ones(emitter, by, windows):
+            return [_pooled(emitter, pool.ins[0], windows, "AveragePool", count_include_pad=0)]
         if counts is not None and _are_counts(counts, emitter.shape(pool.ins[0]), windows):
             return [_pooled(emitter, pool.ins[0], windows, "AveragePool", count_include_pad=0)]
     if (mean := emitter.sole(total, "reduce_sum")) is not None and number is not None:
@@ -89,6 +91,16 @@ def average(emitter: Emitter, node: Node) -> Sequence[Held] | None:
         if not is_open(sizes) and number == math.prod(sizes):
             return [reduced(emitter, mean.ins[0], "ReduceMean", axes)]
     return None
+
+
+def _counts_ones(emitter: Emitter, number: int, windows: _Windows) -> bool:
+    """Whether a value is the same pooling of ones, over the axes that it is longer along."""
+    node = emitter.maker.get(number)
+    if node is None or node.eqn.primitive.name != "reduce_window_sum":
+        return False
+    ones, own = emitter.maker.get(node.ins[0]), _windows(emitter, node)
+    is_one = ones is not None and ones.eqn.primitive.name == "broadcast_in_dim" and emitter.scalar(ones.ins[0]) == 1
+    return is_one and all(tuple(a) == tuple(b) for a, b in zip(own, windows, strict=True))
 
 
 def _are_counts(counts: np.ndarray, shape: Sequence[Any], windows: _Windows) -> bool:
