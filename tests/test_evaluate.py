@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -29,6 +30,7 @@ from jaxslim.reporting.latency import Latency, Layer, Size, Timing, is_slow, mac
 from jaxslim.reporting.plot_confusion import plot_confusion
 from jaxslim.slim import latency
 from jaxslim.slim.latency import Spread, compare
+from jaxslim.storage.checkpoint import Loaded
 from jaxslim.training.config import TrainConfig
 from jaxslim.training.evaluation import evaluator
 
@@ -289,12 +291,68 @@ def test_the_dense_network_is_the_first_that_was_cut(home, tmp_path):
         experiment.uncut(loop)
 
 
+# Runtimes
+
+
+def loaded(module):
+    """A network with variables between 0 and 1, and images."""
+    rng, images = np.random.default_rng(0), jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    shapes = jax.eval_shape(module.init, jax.random.key(1), images)
+    return Loaded(module, jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), shapes), {}), images
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_runtime_computes_the_same(dtype, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(experiment, "cores", lambda: 3)
+    network, images = loaded(jaxslim.VGG(widths=(4, "M", 8), num_classes=3, dtype=jnp.dtype(dtype)))
+    found = experiment.runtimes()
+    assert [*found] == ["JAX", "onnxruntime"]
+    in_jax, (in_onnxruntime,) = (runtime.prepare(network, images)() for runtime in found.values())
+    np.testing.assert_allclose(in_onnxruntime, in_jax, rtol=1e-5 if dtype == "float32" else 2e-2)
+    where = "float32, on the CPU with as many threads as JAX has there: 3"
+    assert found["onnxruntime"].note == f"{onnxruntime.__version__}, {where}"
+
+
+def test_onnxruntime_takes_the_threads_that_it_is_given(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from jaxslim.interop.onnx.model import start
+
+    jaxslim.export(tmp_path / "net.onnx", lambda w, x: x @ w, np.ones((3, 2)), np.ones((1, 3), np.float32))
+    assert start(tmp_path / "net.onnx", 3).get_session_options().intra_op_num_threads == 3
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxruntime"])
+def test_jax_alone_where_a_package_is_missing(name, monkeypatch):
+    monkeypatch.setattr(experiment, "find_spec", lambda wanted: wanted != name)
+    assert [*experiment.runtimes()] == ["JAX"]
+
+
+class Spectrum(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(3)(jnp.abs(jnp.fft.fft(x.reshape(len(x), -1))))
+
+
+def test_a_runtime_that_lacks_something_is_left_out(given_times, tmp_path):
+    pytest.importorskip("onnx")
+    (cut, images), (dense, _) = loaded(Spectrum()), loaded(jaxslim.VGG(widths=(4, "M", 8), num_classes=3))
+    with pytest.raises(InputError, match="ONNX export has no rule for fft"):
+        experiment.in_onnxruntime(cut, images)
+    jax_alone = experiment.runtimes()["JAX"]
+    both = {"other": experiment.Runtime(experiment.in_onnxruntime, "1.0"), "JAX": jax_alone}
+    found = experiment.measure((tmp_path, dense), (tmp_path, cut), images.shape[1:], (1, 2), rounds=2, runtimes=both)
+    assert [(one.runtime, one.batch) for one in found.timings] == [("JAX", 1), ("JAX", 2)]
+    assert found.notes["JAX"] == jax_alone.note
+    assert re.fullmatch(r"1\.0; left out: ONNX export has no rule for fft \(.*\)\.", found.notes["other"])
+
+
 # The command
 
 
 @pytest.fixture
 def given_times(monkeypatch):
-    """In place of the clock: the dense network takes 4 ms and the cut one 3, and any layer takes a millisecond."""
+    """In place of the clock: the dense network takes 4 ms and the cut one 3, and all else takes a millisecond."""
 
     def times(runs, rounds):
         assert len(list(rounds)) > 1
@@ -328,11 +386,23 @@ def test_latency_beside_the_dense_network(call, home, given_times, tmp_path, cap
     assert "Timing both networks on batches of 8" in caplog.text
     assert "Timing 3 layers alone on batches of 8" in caplog.text
     record = json.loads((tmp_path / "report" / "report.json").read_text())["latency"]
-    assert [one["dense"] for one in record["timings"]] == [[4e-3, 3.9e-3, 4.1e-3]] * 2
+    assert [one["dense"] for one in record["timings"] if one["runtime"] == "JAX"] == [[4e-3, 3.9e-3, 4.1e-3]] * 2
     assert record["dense"]["weights"] == 4 * (375 + 2 * 12)
     markdown = (tmp_path / "report" / "report.md").read_text()
     assert f"| JAX, 1 image | 4.00 (3.90-4.10) | 3.00 (2.90-3.10) | 1.33 | {ratio} |" in markdown
     assert "- JAX: " in markdown
+
+
+def test_latency_in_onnxruntime(call, home, given_times, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("COLUMNS", "150")
+    done = call("evaluate", home / "pruned", "--latency")
+    for images in ("1 image", "8 images"):
+        row = rf"^onnxruntime, {images} +1\.00 \(1\.00-1\.00\) +1\.00 \(1\.00-1\.00\) +1\.00 +\d+\.\d\d$"
+        assert re.search(row, done.out, re.M), done.out
+        assert re.search(rf"^onnxruntime, {images}: the cut network needs \S+ times fewer MACs and is ", done.out, re.M)
+    assert f"\nonnxruntime: {onnxruntime.__version__}, float32, on the CPU with as many threads as JAX" in done.out
+    assert "What keeps it slow, onnxruntime" not in done.out
 
 
 def test_a_network_beside_one_that_is_given(call, home, given_times):
@@ -380,6 +450,9 @@ def test_a_network_that_was_saved_as_a_program(call, home, given_times, tmp_path
     assert done.code == 0, done.err
     assert re.search(r"^MACs +unknown$", done.out, re.M)
     assert re.search(r"^JAX, 1 image .* 1\.33 +unknown$", done.out, re.M)
+    if "onnxruntime" in experiment.runtimes():
+        reason = "A network that was saved as a program lacks the code that ONNX needs."
+        assert f"; left out: {reason} runs: " in flat(done.out)
     done = call("evaluate", tmp_path / "told", "--latency", "--against", home / "sparse")
     assert "the cut network needs 69.36 times fewer MACs and is only 1.33 times as fast." in flat(done.out)
     assert "Its convolutions" not in done.out

@@ -1,12 +1,20 @@
 """The examples run as their own lines say, and what they print holds."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from PIL import Image
+
+import jaxslim
+from jaxslim.data.sources import fit_one
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "scripts" / "examples"
 
@@ -58,3 +66,84 @@ def test_picture_of_readme(tmp_path):
     )
     run(sys.executable, "-c", shortly.format(str(file)), PYTHONPATH=str(EXAMPLES))
     assert file.read_bytes().startswith(b"\x89PNG")
+
+
+CLASSIFY = """
+const ort = require("onnxruntime-web");
+const fs = require("node:fs");
+const { module, file, images } = JSON.parse(fs.readFileSync(0));
+import(module).then(async ({ classify, fit, load, probabilities }) => {
+  const network = await load(ort, new Uint8Array(fs.readFileSync(file)));
+  const found = [];
+  for (const [bytes, width, height] of images) {
+    const data = new Uint8ClampedArray(fs.readFileSync(bytes));
+    const logits = [...await classify(ort, network, { data, width, height })];
+    found.push({ pixels: [...fit(data, width, height, network)], logits, shares: probabilities(logits) });
+  }
+  console.log(JSON.stringify({ names: network.names, found }));
+}).catch((error) => console.log(JSON.stringify({ error: error.message })));
+"""
+
+
+@pytest.fixture(scope="module")
+def classify():
+    """`classify(file, images)` -> what classify.mjs makes in Node of an ONNX file and Pillow's images."""
+    if not shutil.which("node"):
+        pytest.skip("There is no node.")
+    if subprocess.run(["node", "-e", "require('onnxruntime-web')"], capture_output=True).returncode:
+        pytest.skip("node finds no onnxruntime-web; npm install it, and set NODE_PATH to node_modules.")
+    pytest.importorskip("onnx")
+
+    def classify(file, images=()):
+        raw = []
+        for number, image in enumerate(images):
+            raw.append((str(file.with_name(f"{number}.bytes")), *image.size))
+            Path(raw[-1][0]).write_bytes(image.convert("RGBA").tobytes())
+        job = {"module": str(EXAMPLES / "classify.mjs"), "file": str(file), "images": raw}
+        done = subprocess.run(["node", "-e", CLASSIFY], input=json.dumps(job), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return classify
+
+
+def exported(file, channels=3, **how):
+    """A network of 16x16 images with variables between 0 and 0.25, as an ONNX file."""
+    module, rng = jaxslim.VGG(widths=(4, "M", 8), num_classes=4), np.random.default_rng(0)
+    images = np.zeros((2, 16, 16, channels), np.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+    variables = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32) / 4, shapes)
+    jaxslim.export(file, module, variables, images, **how)
+    return file
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_classes_without_python(classify, tmp_path, channels):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    names, rng = ["ant", "bee", "Käfer", "ox"], np.random.default_rng(0)
+    normalisation = ([0.4] * channels, [0.2] * channels)
+    file = exported(tmp_path / "net.onnx", channels, normalisation=normalisation, meta={"class_names": names})
+    sizes = [(16, 16), (40, 30), (30, 40), (5, 90), (16, 7), (300, 16)]
+    images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for w, h in sizes]
+    made = classify(file, images)
+    assert made["names"] == names
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for found, image in zip(made["found"], images, strict=True):
+        pixels = np.array(found["pixels"], np.uint8).reshape(1, 16, 16, channels)
+        fitted = fit_one(image, 16, channels)
+        np.testing.assert_allclose(pixels[0], fitted.astype(int), atol=1)  # Pillow takes axes in either order
+        (logits,) = session.run(None, {"input": pixels})
+        np.testing.assert_allclose([found["logits"]], logits, rtol=1e-4)
+        np.testing.assert_allclose([found["shares"]], jax.nn.softmax(logits), rtol=1e-4, atol=1e-6)
+
+
+def test_a_file_that_tells_no_names_or_takes_no_pixels(classify, tmp_path):
+    grey = ([0.4], [0.2])
+    plain = exported(tmp_path / "plain.onnx", 1, normalisation=grey)
+    assert classify(plain)["names"] == ["0", "1", "2", "3"]
+    other = exported(tmp_path / "float.onnx")
+    wanted = "The network takes float32[batch,16,16,3] and no uint8 images; export it with --uint8."
+    assert classify(other) == {"error": wanted}
+    classes = exported(tmp_path / "classes.onnx", 1, normalisation=grey, argmax=True)
+    wanted = "The network gives int32[batch] and no logits; export a classifier without --argmax."
+    assert classify(classes) == {"error": wanted}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from test_commands import assert_one_message, invoke, make_home
+from test_commands import assert_one_message, flat, invoke, make_home
 from test_loop import contents
 
 import jaxslim
@@ -195,6 +195,74 @@ def test_a_network_whose_outputs_are_no_numbers(call, home, photos, tmp_path):
     )
 
 
+@pytest.mark.parametrize("options", ["", "--uint8", "--weights beside", "--uint8 --weights beside"])
+def test_an_exported_file_gives_what_its_checkpoint_gives(call, capsys, home, photos, tmp_path, options):
+    file, images = tmp_path / "net.stablehlo", photos / "test" / "ant"
+    made = invoke(capsys, every_command, "export", home / "sparse", "--out", file, *options.split())
+    assert made.code == 0, made.err
+    done = call(file, images, "--json")
+    assert (done.code, done.err) == (0, "")
+    shares = expected(home, decode(image_files(str(images)), 8, 1))
+    for found, own in zip(json.loads(done.out), shares, strict=True):
+        assert [one["name"] for one in found["classes"]] == [str(one) for one in np.argsort(-own)]
+        np.testing.assert_allclose([one["probability"] for one in found["classes"]], np.sort(own)[::-1], rtol=1e-4)
+    assert f"Classes by {file}" in flat(call(file, images).out)
+
+
+GREY = ([0.5], [0.5])
+
+
+def exported(home, path, meta=None, **how):
+    """The cut network of `home` as a file that names the shape of its images and their classes, or other meta."""
+    module, variables, _ = jaxslim.load(home / "pruned")
+    known = {"image_shape": [8, 8, 1], "class_names": ["ant", "bee", "cat"]} | (meta or {})
+    images = np.zeros((2, 8, 8, 1), np.float32)
+    return jaxslim.export(path, module, variables, images, meta=known, **how).path
+
+
+def test_a_file_of_ones_own_export(call, home, photos, tmp_path):
+    image = photos / "test" / "ant" / "grey.png"
+    (share,) = expected(home, decode([str(image)], 8, 1), "pruned")
+    done = call(exported(home, tmp_path / "net", normalisation=GREY), image, "--top", 1)
+    best = int(share.argmax())
+    assert re.search(rf" {['ant', 'bee', 'cat'][best]} +{100 * share[best]:.2f}% *$", done.out, re.M)
+
+
+PIXELS = "does not tell how square images of {}x1 are normalised; export it with normalisation, or export a checkpoint"
+FILES = {
+    "classes": (
+        {"normalisation": GREY, "argmax": True},
+        "gives classes and no logits, which probabilities are made",
+    ),
+    "platform": (
+        {"normalisation": GREY, "platforms": ["cuda"]},
+        "is for cuda, and JAX runs on cpu here; export it",
+    ),
+    "no normalisation": ({}, PIXELS.format("8x8")),
+    "oblong": ({"normalisation": GREY, "meta": {"image_shape": [8, 9, 1]}}, PIXELS.format("8x9")),
+    "odd pixels": ({"meta": {"pixels": {"mean": 0.5, "std": [0.5], "inside": False}}}, PIXELS.format("8x8")),
+    "other channels": (
+        {"meta": {"pixels": {"mean": [0.5] * 3, "std": [0.5] * 3, "inside": False}}},
+        PIXELS.format("8x8"),
+    ),
+    "other images": (
+        {"normalisation": GREY, "meta": {"image_shape": [9, 9, 1]}},
+        "The program takes an input of uint8[batch,8,8,1] and was given uint8[1,9,9,1]",
+    ),
+    "odd shape": (
+        {"normalisation": GREY, "meta": {"image_shape": [8, 8]}},
+        "its image_shape is [8, 8], not three",
+    ),
+}
+
+
+@pytest.mark.parametrize(("how", "message"), FILES.values(), ids=FILES)
+def test_a_file_that_tells_not_enough_or_something_else(call, home, photos, tmp_path, how, message):
+    done = call(exported(home, tmp_path / "net", **how), photos / "test" / "ant")
+    assert_one_message(done, message)
+    assert done.out == ""
+
+
 MISTAKES = {
     "absent image": ("{home}/sparse no.png", "There is no image no.png; check the path."),
     "no image": ("{home}/sparse", "There is no image; give files, or a folder: jaxslim predict CHECKPOINT IMAGE..."),
@@ -207,6 +275,11 @@ MISTAKES = {
     "pipe": ("{home}/sparse pipe", "pipe is no regular file; replace or remove it."),
     "no classes": ("{home}/sparse test/ant --top 0", "top is 0; it must be at least 1."),
     "absent checkpoint": ("{home}/no test/ant", "There is no checkpoint {home}/no; check the path."),
+    "data": ("{home}/data.npz test/ant", "{home}/data.npz is no file of jaxslim export, but another zip archive; give"),
+    "config": (
+        "{home}/config.py test/ant",
+        "{home}/config.py is neither a checkpoint nor a network that jaxslim",
+    ),
     "nothing": ("", "Missing from jaxslim predict: CHECKPOINT"),
 }
 

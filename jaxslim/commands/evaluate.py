@@ -23,7 +23,8 @@ class Options(OfCheckpoint):
     """Images a batch."""
     latency: bool = False
     """Time the network and the dense one that it was cut from in turns, with one image and with the batch size of its
-    training, and name the layers that keep it slow if it got smaller and not faster."""
+    training, and name the layers that keep it slow if it got smaller and not faster. Where onnxruntime is installed, it
+    takes turns too."""
     against: str | None = None
     """The dense network for --latency; by default the one that the checkpoint was cut from."""
     out: str | None = None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from typing import Any
 
 from tyro.conf import Positional
@@ -13,15 +14,17 @@ from jaxslim.errors import InputError
 EXAMPLES = (
     "jaxslim predict runs/photos-pruned-finetuned cat.jpg dog.jpg",
     "jaxslim predict runs/photos-pruned-finetuned photos/test/cat --top 1",
+    "jaxslim predict photos.stablehlo cat.jpg",
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Print the classes that a checkpoint's network gives images, with probabilities."""
+    """Print the classes that the network of a checkpoint, or of an exported file, gives images, with probabilities."""
 
     checkpoint: Positional[str]
-    """Folder of a checkpoint, RUN/best, RUN/latest, or a run, which stands for its latest."""
+    """Folder of a checkpoint, RUN/best, RUN/latest, or a run, which stands for its latest; or a file of jaxslim export
+    (StableHLO)."""
     image: Positional[tuple[str, ...]] = ()
     """Image files, or folders of them."""
     top: int = 5
@@ -46,7 +49,7 @@ def main(argv: list[str]) -> None:
     from jaxslim.training.prediction import predictor
 
     start_jax()
-    path = find(options.checkpoint)
+    path = options.checkpoint if os.path.isfile(options.checkpoint) else find(options.checkpoint)
     network = predictor(path)
     files = [file for image in options.image for file in image_files(image)]
     shares = network.probabilities(decode(files, network.image_size, network.channels))

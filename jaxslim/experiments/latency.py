@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +17,29 @@ from jaxslim.core.cost import count
 from jaxslim.core.isolate import Isolated, isolated, repeated, sample
 from jaxslim.data.sources import track
 from jaxslim.errors import InputError
+from jaxslim.experiments.hardware import cores
+from jaxslim.interop.export import export
 from jaxslim.ops import compiler_options
 from jaxslim.reporting.latency import Latency, Layer, Size, Timing, is_slow, macs_ratio
 from jaxslim.slim.latency import ROUNDS, compare
 from jaxslim.storage import checkpoint
 from jaxslim.storage.checkpoint import Loaded
+from jaxslim.storage.programs import Program
 
 LONG = 1e-3
 """Seconds of a call beside which the call itself, up to 0.1 ms on CPUs, does not matter."""
 MOST_REPEATS = 8
 """How often a call runs a layer that takes less."""
-Runtime = Callable[[Callable[..., Any], Any, Any], Callable[[], object]]
-"""`prepare(apply, variables, batch)` -> a call that takes the batch through the network and returns when it is done."""
+
+
+class Runtime(NamedTuple):
+    """What runs networks."""
+
+    prepare: Callable[[Loaded, jax.Array], Callable[[], object]]
+    """`prepare(loaded, images)` -> a call that takes the images through the network and returns when it is done. It
+    raises `InputError` for a network that the runtime lacks something for."""
+    note: str
+    """Version, and where it runs."""
 
 
 def in_jax(apply: Callable[..., Any], variables: Any, *inputs: Any) -> Callable[[], object]:
@@ -34,9 +48,38 @@ def in_jax(apply: Callable[..., Any], variables: Any, *inputs: Any) -> Callable[
     return lambda: jax.block_until_ready(call(variables, *inputs))
 
 
+def in_onnxruntime(loaded: Loaded, images: jax.Array) -> Callable[[], object]:
+    """A call of the network's ONNX file, in float32, on the CPU with as many threads as JAX has there.
+
+    Raises:
+      InputError: ONNX or onnxruntime lacks what the network needs, or gives other outputs.
+    """
+    from jaxslim.interop.onnx.model import start
+
+    if isinstance(loaded.module, Program):
+        raise InputError("A network that was saved as a program lacks the code that ONNX needs; load it with its code.")
+    module = loaded.module.clone(dtype=jnp.float32) if hasattr(loaded.module, "dtype") else loaded.module
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.onnx"
+        export(file, module.apply, loaded.variables, images)
+        session = start(file, cores())
+    (port,) = session.get_inputs()
+    fed = {port.name: np.asarray(images)}
+    return lambda: session.run(None, fed)
+
+
 def runtimes() -> dict[str, Runtime]:
-    """What runs networks here, by name."""
-    return {"JAX": in_jax}
+    """What runs networks here, by name: JAX, and onnxruntime where it is installed."""
+    options = compiler_options()
+    how = "jax.jit" + (", compiler_options=jaxslim.ops.compiler_options()" if options else "")
+    note = f"{jax.__version__}, {how}, on {jax.devices()[0].device_kind}"
+    found = {"JAX": Runtime(lambda loaded, images: in_jax(loaded.module.apply, loaded.variables, images), note)}
+    if all(map(find_spec, ("onnx", "onnxruntime"))):
+        note = (
+            f"{metadata.version('onnxruntime')}, float32, on the CPU with as many threads as JAX has there: {cores()}"
+        )
+        found["onnxruntime"] = Runtime(in_onnxruntime, note)
+    return found
 
 
 def uncut(path: str | Path) -> Path:
@@ -83,29 +126,29 @@ def measure(
       image_shape: (height, width, channels).
       batches: numbers of images in a call.
       rounds: timed calls of each network at each batch size.
-      runtimes: what runs the networks, by name. Layers are timed in JAX alone.
+      runtimes: what runs the networks, by name. One that cannot run both is left out, and a note says why. Layers are
+        timed in JAX alone.
     """
     networks = {"dense": dense[1], "cut": cut[1]}
     sizes = [size(path, loaded, image_shape) for path, loaded in (dense, cut)]
     ratio, timings = macs_ratio(*sizes), []
+    notes = {name: runtime.note for name, runtime in runtimes.items()} | {"runs": f"{rounds} calls of each"}
     for batch in dict.fromkeys(batches):
         images = jax.random.normal(jax.random.key(0), (batch, *image_shape))
-        calls = {
-            (runtime, name): prepare(loaded.module.apply, loaded.variables, images)
-            for runtime, prepare in runtimes.items()
-            for name, loaded in networks.items()
-        }
+        calls: dict[tuple[str, str], Callable[[], object]] = {}
+        for runtime, (prepare, note) in runtimes.items():
+            try:
+                calls |= {(runtime, name): prepare(loaded, images) for name, loaded in networks.items()}
+            except InputError as error:
+                notes[runtime] = f"{note}; left out: {str(error).partition(';')[0]}."
         found = compare(calls, track(range(rounds), f"Timing both networks on batches of {batch}"))
-        for runtime in runtimes:
+        for runtime in dict.fromkeys(runtime for runtime, _ in calls):
             before, after = (found[runtime, name] for name in networks)
             timing = Timing(runtime=runtime, batch=batch, dense=before, cut=after)
             if runtime == "JAX" and is_slow(timing.speedup, ratio):
                 layers = time_layers(dense[1], cut[1], images, rounds=rounds)
                 timing = dataclasses.replace(timing, layers=layers)
             timings.append(timing)
-    options = compiler_options()
-    how = "jax.jit" + (", compiler_options=jaxslim.ops.compiler_options()" if options else "")
-    notes = {"JAX": f"{jax.__version__}, {how}, on {jax.devices()[0].device_kind}", "runs": f"{rounds} calls of each"}
     return Latency(dense=sizes[0], cut=sizes[1], timings=tuple(timings), notes=notes)
 
 

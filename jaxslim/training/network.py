@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxslim import data, models
 from jaxslim.core.graph import ChannelGraph
@@ -119,11 +120,13 @@ def check_fit(module: Any, variables: Any, images: data.Dataset, name: Any) -> N
         )
 
 
-def number_of_classes(module: Any, variables: Any, image_shape: Sequence[int], name: Any) -> int:
+def number_of_classes(
+    module: Any, variables: Any, image_shape: Sequence[int], name: Any, dtype: DTypeLike = jnp.float32
+) -> int:
     """How many classes the network `name` tells apart; refuse one that cannot see such images, or is no classifier."""
     shape = tuple(image_shape)
     with _applied(name, shape, "give the image_size and channels that it was trained with"):
-        logits = jax.eval_shape(module.apply, variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+        logits = jax.eval_shape(module.apply, variables, jax.ShapeDtypeStruct((1, *shape), dtype))
     if len(getattr(logits, "shape", ())) != 2:
         raise InputError(f"{name} gives no logits (images, classes); give a checkpoint of a classifier.")
     return int(logits.shape[-1])

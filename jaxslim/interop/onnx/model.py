@@ -131,6 +131,18 @@ def _model(graph: Graph, inputs: Sequence[Port], outputs: Sequence[Port], metada
     return model
 
 
+def start(file: Path, threads: int = 0) -> Any:
+    """onnxruntime's session of a file, on the CPU, with as many threads as it likes unless told."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    # Threads that wait for the next call would take the cores from what runs before it.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
 def compare(file: Path, expected: Sequence[Any], inputs: Sequence[Any]) -> float | None:
     """How far onnxruntime's outputs of a file are from `expected`, as a share of the largest; None without onnxruntime.
 
@@ -141,10 +153,8 @@ def compare(file: Path, expected: Sequence[Any], inputs: Sequence[Any]) -> float
         import onnxruntime
     except ImportError:
         return None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        session = start(file)
         fed = {port.name: np.asarray(array) for port, array in zip(session.get_inputs(), inputs, strict=True)}
         found = session.run(None, fed)
     except Exception as error:  # of many types of its own
