@@ -221,7 +221,10 @@ COMMAND_LINES = {
     "rate of no tuning": ("sweep sparse --learning-rate 0.1", "learning_rate is of fine-tuning; give --finetune-epoch"),
     "rate of 0": ("sweep sparse --finetune-epochs 1 --learning-rate 0", "learning_rate is 0.0; it must lie in (0, 1e+"),
     "many channels stay": ("sweep sparse --min-channels 5", "A ratio of 0.4 cannot be met: with min_channels=5 and th"),
-    "file as baseline": ("sweep sparse --baseline config.py", "{home}/config.py " + NO_CHECKPOINT),
+    "file as baseline": (
+        "sweep sparse --baseline config.py",
+        "{home}/config.py is neither a checkpoint nor a network that jaxslim exported; give a folder",
+    ),
     "file as report": ("sweep sparse --out data.npz", "{home}/data.npz " + NO_FOLDER),
     "run as report": ("sweep pruned --out sparse", "{home}/sparse holds a training run; choose another --out."),
     "ratio 1 of a layer": ("sensitivity sparse --ratios 1.0", "The ratio is 1.0; it must lie in [0, 1): 0.7 cuts 70 %"),
