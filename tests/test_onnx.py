@@ -15,6 +15,7 @@ import zoo
 from flax import linen as nn
 from hypothesis import assume, given, settings
 from jax import lax
+from test_models import SMALL
 
 import jaxslim
 from jaxslim.slim.check import difference
@@ -109,6 +110,24 @@ def test_networks_of_the_zoo(family):
     assert difference(wanted, outputs(model, *jax.tree.leaves(network.inputs))) < 1e-4
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_the_networks_of_jaxslim(name):
+    module, images = SMALL[name], zoo.normal(2, 14, 14, 3)
+    variables = zoo.filled(jax.eval_shape(module.init, jax.random.key(0), images))
+    model = convert(module.apply, variables, (images,), opset=18)
+    assert difference([jax.jit(module.apply)(variables, images)], outputs(model, images)) < 1e-4
+
+
+def test_a_resnet_50():
+    module, images = jaxslim.resnet50(num_classes=1000), zoo.normal(1, 64, 64, 3)
+    variables = zoo.filled(jax.eval_shape(module.init, jax.random.key(0), images))
+    model = convert(module.apply, variables, (images,), opset=18)
+    found = kinds(model)
+    assert (found["Conv"], found["Transpose"], found["Gemm"], found["MaxPool"]) == (53, 1, 1, 1)
+    assert found.keys() <= {"Conv", "Transpose", "Gemm", "MaxPool", "Relu", "Add", "ReduceMean", "Identity"}
+    assert difference([jax.jit(module.apply)(variables, images)], outputs(model, images)) < 1e-4
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The form of the graph
 
@@ -182,13 +201,25 @@ def test_several_inputs_and_outputs():
     np.testing.assert_array_equal(counts, np.asarray(inputs["b"]).astype(np.int32))
 
 
-def test_a_batch_that_the_code_needs_stays_what_it_was():
+def test_a_batch_that_the_code_asks_for(tmp_path):
     def apply(variables, x):
-        return x.reshape(4, -1) * len(x)
+        return x.reshape(len(x), -1) * 2
 
-    model = convert(apply, {}, (x := zoo.normal(4, 3, 2),), opset=18)
-    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 4
-    assert difference([np.asarray(apply({}, x))], outputs(model, x)) < 1e-6
+    x = zoo.normal(4, 3, 2)
+    for name in ("net.onnx", "net"):
+        refused(tmp_path / name, apply, {}, x, match=r"no open batch \(.*\); let its code use x.shape\[0\] .*--batch 1")
+        assert jaxslim.export(tmp_path / name, apply, {}, x, open_batch=False).inputs == ("float32[4,3,2]",)
+    assert difference([np.asarray(apply({}, x))], outputs(str(tmp_path / "net.onnx"), x)) < 1e-6
+
+
+def test_random_keys_among_the_variables(tmp_path):
+    """As in the state of an NNX module with dropout, which evaluation does not read."""
+
+    def apply(variables, x):
+        return x * variables["scale"]
+
+    variables = {"key": jax.random.key(0), "scale": jnp.float32(2)}
+    assert jaxslim.export(tmp_path / "net.onnx", apply, variables, zoo.normal(2, 3)).difference == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -42,6 +42,8 @@ class Options:
     """Keep the derivative in StableHLO, so that the network can be fine-tuned; with --weights beside."""
     opset: int = 18
     """Version of ONNX's operators."""
+    batch: int | None = None
+    """Make the file for batches of this many images alone, where the network allows no open batch."""
     tolerance: float | None = None
     """Largest difference from the network's outputs, as a share of the largest; by default 1e-4."""
 
@@ -51,6 +53,8 @@ def main(argv: list[str]) -> None:
     options = parse(Options, argv, prog="jaxslim export", examples=EXAMPLES)
     if not options.out:
         raise InputError("--out is empty; give a file to make.")
+    if options.batch is not None and options.batch < 1:
+        raise InputError(f"batch is {options.batch}; it must be at least 1.")
     import jax
     import jax.numpy as jnp
 
@@ -73,7 +77,7 @@ def main(argv: list[str]) -> None:
         module = module.clone(dtype=jnp.float32)  # runtimes of ONNX lack bfloat16
     if "image_shape" not in meta:
         raise InputError(f"{options.checkpoint} does not name its images' shape; call jaxslim.export in its place.")
-    images = jax.ShapeDtypeStruct((2, *meta["image_shape"]), jnp.float32)
+    images = jax.ShapeDtypeStruct((options.batch or 2, *meta["image_shape"]), jnp.float32)
     about, pixels = _about(meta), _pixels(meta)
     if options.uint8 and pixels is None:
         raise InputError(f"{options.checkpoint} names no normalisation of its images; leave --uint8 out.")
@@ -86,6 +90,7 @@ def main(argv: list[str]) -> None:
         images,
         normalisation=pixels if options.uint8 else None,
         argmax=options.argmax,
+        open_batch=options.batch is None,
         tolerance=options.tolerance,
         meta=about,
         **chosen,

@@ -24,6 +24,8 @@ class Evaluation(NamedTuple):
     """Pytrees of arrays or `ShapeDtypeStruct`s."""
     meta: Mapping[str, Any]
     """JSON values to keep along."""
+    open_batch: bool
+    """Whether the first axis of the inputs may have any size."""
 
 
 class Exported(NamedTuple):
@@ -49,3 +51,11 @@ def check_agreement(gap: float, evaluation: Evaluation, tolerance: float | None,
             f"The outputs of {runtime} differ from the model's by {gap:.2g} of the largest, where {allowed:g} is "
             "allowed, and nothing is written; raise the tolerance if the network computes in half precision."
         )
+
+
+def closed_batch(reason: object) -> InputError:
+    """The error for a network that runs at one size of the batch alone."""
+    return InputError(
+        f"The network allows no open batch ({reason}); let its code use x.shape[0] and not len(x), or export for one "
+        "size with open_batch=False (--batch 1)."
+    )

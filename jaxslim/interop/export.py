@@ -33,14 +33,14 @@ def export(
     platforms: Sequence[str] = PLATFORMS,
     derivative: bool = False,
     opset: int = OPSET,
+    open_batch: bool = True,
     tolerance: float | None = None,
     meta: Mapping[str, Any] | None = None,
     **call: Any,
 ) -> Exported:
     """Write the evaluation of a network to a new file that needs no code of it, whole or not at all.
 
-    The batch, the first axis that the inputs share, is open if the network's code allows any size. What was written is
-    run on the inputs, and compared with the model.
+    What was written is run on the inputs, and compared with the model.
 
     Args:
       path: of the file.
@@ -58,6 +58,8 @@ def export(
       derivative: of StableHLO: whether the program can be differentiated, so that what was shipped can be fine-tuned;
         this needs `weights="beside"`.
       opset: of ONNX, 13 or newer.
+      open_batch: whether the batch, the first axis that the inputs share, may have any size in the file. Models that
+        take one example, such as Equinox modules, have no batch.
       tolerance: largest difference from the model's outputs, as a share of the largest; by default 1e-4, and 0.02 for
         networks in half precision.
       meta: JSON values to keep in the file, for example `{"class_names": [...]}`.
@@ -65,7 +67,8 @@ def export(
 
     Raises:
       InputError: the file exists; the model does not run with the inputs; ONNX has no form for a primitive, or the
-        opset lacks an operator; the outputs differ by more than the tolerance.
+        opset lacks an operator; the network's code needs a batch of one size; the outputs differ by more than the
+        tolerance.
       OSError: the file cannot be written.
     """
     target, kind = _checked(path, format, derivative, weights)
@@ -81,7 +84,7 @@ def export(
     if normalisation is not None:
         mean, std = ([float(n) for n in part] for part in normalisation)
         known["pixels"] = {"mean": mean, "std": std, "inside": True}
-    evaluation = Evaluation(run, found.variables, given, known)
+    evaluation = Evaluation(run, found.variables, given, known, open_batch and found.batched)
     if kind == "onnx":
         return _onnx(target, evaluation, opset, inside=weights == "inside", tolerance=tolerance)
     how: dict[str, Any] = {"derivative": derivative, "inside": weights == "inside", "tolerance": tolerance}

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxslim.errors import InputError
-from jaxslim.interop.evaluation import Evaluation, Exported, check_agreement
+from jaxslim.interop.evaluation import Evaluation, Exported, check_agreement, closed_batch
 from jaxslim.slim import check
 from jaxslim.storage.exported import write_exported
 from jaxslim.storage.programs import PLATFORMS, Program, export, plainly
@@ -34,7 +34,12 @@ def write_stablehlo(
     plain, run, _ = plainly(evaluation.run, evaluation.variables)
     if inside:
         plain, run = {}, lambda _, *inputs: evaluation.run(evaluation.variables, *inputs)
-    content, described = export(run, plain, evaluation.inputs, platforms, derivative=derivative)
+    how: dict[str, Any] = {"derivative": derivative, "open_batch": evaluation.open_batch}
+    content, described = export(run, plain, evaluation.inputs, platforms, **how)
+    if content is None and evaluation.open_batch:
+        closed, _ = export(run, plain, evaluation.inputs, platforms, derivative=derivative, open_batch=False)
+        if closed is not None:
+            raise closed_batch(described["reason"])
     if content is None or "lacks" in described:
         raise InputError(f"The network cannot be exported: {described.get('lacks') or described['reason']}.")
     program, gap = Program(content, described, layout_of(plain), plain), None

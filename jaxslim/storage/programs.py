@@ -72,6 +72,7 @@ def export(
     platforms: Sequence[str] = PLATFORMS,
     *,
     derivative: bool = False,
+    open_batch: bool | None = None,
 ) -> tuple[bytes | None, dict[str, Any]]:
     """Export `run(variables, *inputs)`, for any batch size and all platforms as far as its code allows.
 
@@ -81,6 +82,7 @@ def export(
       inputs: arrays or `ShapeDtypeStruct`s. First axes of one length are the batch.
       platforms: of `PLATFORMS`.
       derivative: whether to keep the derivative too, so that the program can be trained.
+      open_batch: whether the batch may have any size; by default, if the network's code allows that.
 
     Returns:
       The bytes, and what `Program` needs beside them. Where it cannot be exported: None, and the reason.
@@ -101,7 +103,9 @@ def export(
         return list(map(raw, outs))
 
     arrays, faults = [_raw_shape(leaf) for leaf in leaves], [""]
-    for shapes in map(list, [*_opened(given), map(_raw_shape, given)]):
+    opened = list(_opened(given)) if open_batch is not False else []
+    closed = [list(map(_raw_shape, given))] if not (open_batch and opened) else []
+    for shapes in (*opened, *closed):
         try:
             jax.eval_shape(flat, arrays, shapes)
         except Exception as error:  # whatever the network and JAX find wrong with an open batch

@@ -18,6 +18,7 @@ from jaxslim.interop.evaluation import Evaluation, Exported, check_agreement
 from jaxslim.interop.onnx.model import compare, convert
 from jaxslim.slim import check
 from jaxslim.storage.metadata import origin
+from jaxslim.storage.programs import raw
 
 
 def write_onnx(path: Path, evaluation: Evaluation, opset: int, *, inside: bool, tolerance: float | None) -> Exported:
@@ -28,13 +29,14 @@ def write_onnx(path: Path, evaluation: Evaluation, opset: int, *, inside: bool, 
     data = path.with_name(f"{path.name}.data")
     if not inside and os.path.lexists(data):
         raise InputError(f"{data} exists already and is not overwritten; choose another name.")
-    model = convert(evaluation.run, evaluation.variables, evaluation.inputs, opset=opset, metadata=_texts(evaluation))
+    run, variables, inputs, _, open_batch = evaluation
+    model = convert(run, variables, inputs, opset=opset, open_batch=open_batch, metadata=_texts(evaluation))
     path.parent.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=path.parent))
     try:
         _save(model, place / path.name, None if inside else data.name)
-        examples = check.examples(evaluation.inputs)
-        expected = check.outputs(evaluation.run, evaluation.variables, examples)
+        examples = check.examples(inputs)
+        expected = check.outputs(run, variables, examples)
         gap = compare(place / path.name, expected, jax.tree.leaves(examples))
         if gap is not None:
             check_agreement(gap, evaluation, tolerance, "onnxruntime")
@@ -50,7 +52,7 @@ def write_onnx(path: Path, evaluation: Evaluation, opset: int, *, inside: bool, 
 
 def _texts(evaluation: Evaluation) -> dict[str, str]:
     """What ONNX keeps along: texts by name."""
-    arrays = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(evaluation.variables))}
+    arrays = {str(number): raw(leaf) for number, leaf in enumerate(jax.tree.leaves(evaluation.variables))}
     known = {**evaluation.meta, **origin(arrays)}
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in known.items()}
 

@@ -15,6 +15,7 @@ from jaxslim.core.flat import flatten
 from jaxslim.core.paths import leaf_paths
 from jaxslim.core.programs import program
 from jaxslim.errors import InputError, first_line
+from jaxslim.interop.evaluation import closed_batch
 from jaxslim.interop.onnx.emitter import Held, Tensor, write
 from jaxslim.interop.onnx.graph import LEAST_OPSET, Graph, onnx_type, reads, used
 from jaxslim.interop.onnx.rules import RULES
@@ -38,6 +39,7 @@ def convert(
     inputs: Sequence[Any],
     *,
     opset: int,
+    open_batch: bool | None = None,
     metadata: Mapping[str, str] | None = None,
     names: Sequence[str] = (),
 ) -> Any:
@@ -50,9 +52,9 @@ def convert(
     Args:
       run: evaluation of a network.
       variables: its arrays.
-      inputs: pytrees of arrays or `ShapeDtypeStruct`s. First axes of the first array's length are the batch, of any
-        size if the network's code allows.
+      inputs: pytrees of arrays or `ShapeDtypeStruct`s. First axes of the first array's length are the batch.
       opset: version of ONNX's operators.
+      open_batch: whether the batch may have any size; by default, if the network's code allows that.
       metadata: texts to keep in the model.
       names: of the inputs' arrays, in order.
 
@@ -63,12 +65,14 @@ def convert(
     if not LEAST_OPSET <= opset <= newest:
         raise InputError(f"opset is {opset}; it must be from {LEAST_OPSET} to {newest}, which this onnx package knows.")
     given, structure = jax.tree.flatten(jax.eval_shape(lambda tree: tree, tuple(inputs)))
-    opened = _opened(given)
+    opened = _opened(given) if open_batch is not False else None
     if opened is not None:
         try:
             return _converted(run, variables, jax.tree.unflatten(structure, opened), opset, metadata or {}, names)
-        except InputError:  # the network's code, or what it needs in ONNX, asks for the size of the batch
-            pass
+        except InputError as error:  # the network's code, or what it needs in ONNX, may ask for the size of the batch
+            if open_batch:
+                _converted(run, variables, jax.tree.unflatten(structure, given), opset, {}, names)  # no other mistake
+                raise closed_batch(first_line(error.__cause__ or error)) from error
     return _converted(run, variables, jax.tree.unflatten(structure, given), opset, metadata or {}, names)
 
 
