@@ -73,17 +73,9 @@ def read_exported(path: Path) -> tuple[Program, Any, dict[str, Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(path, archive)
-    except (
-        zipfile.BadZipFile,
-        DamageError,
-        KeyError,
-        LookupError,
-        TypeError,
-        ValueError,
-        NotImplementedError,
-    ) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (zipfile.BadZipFile, DamageError, LookupError, TypeError, ValueError, NotImplementedError) as error:
         raise InputError(f"{path} is damaged: {first_line(error)}; export the network again.") from None
 
 
