@@ -1,6 +1,7 @@
 """Strict settings for every test: the CPU, 32 bits, no rank promotion, no files in the user's home."""
 
 import atexit
+import gc
 import importlib.metadata
 import logging
 import os
@@ -22,6 +23,7 @@ if importlib.metadata.version("jaxlib").startswith(("0.10.", "0.11.")):  # later
     _cheaply.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(_cheaply))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+gc.set_threshold(50_000)  # tracing makes many objects and few cycles
 os.environ.pop("COLUMNS", None)
 for _folder in ("JAX_COMPILATION_CACHE_DIR", "MPLCONFIGDIR"):
     if _folder not in os.environ:
