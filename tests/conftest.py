@@ -1,7 +1,8 @@
 """Strict settings for every test: the CPU, 32 bits, no rank promotion, no files in the user's home."""
 
 import atexit
-import importlib
+import gc
+import importlib.metadata
 import logging
 import os
 import pkgutil
@@ -17,8 +18,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_ENABLE_X64"] = "0"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Most of the time goes into compiling small programs: compile them cheaply, and share them among workers.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+_cheaply = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+if importlib.metadata.version("jaxlib").startswith(("0.10.", "0.11.")):  # later versions have no such option
+    _cheaply.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_cheaply))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+gc.set_threshold(50_000)  # tracing makes many objects and few cycles
 os.environ.pop("COLUMNS", None)
 for _folder in ("JAX_COMPILATION_CACHE_DIR", "MPLCONFIGDIR"):
     if _folder not in os.environ:

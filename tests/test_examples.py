@@ -21,6 +21,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "scripts" / "examples"
 
 def run(*command, **variables):
     env = os.environ | {"JAX_NUMPY_RANK_PROMOTION": "allow"} | variables  # as it is for users
+    env["XLA_FLAGS"] = env["XLA_FLAGS"].replace("optimization_level=0", "optimization_level=1")  # for so many steps
     done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -43,7 +44,7 @@ def test_network_of_ones_own(name):
 
 
 def test_images_of_ones_own(tmp_path):
-    small = ("--model-args", "widths=32,32,M,64,64")
+    small = ("--model-args", "widths=32,M,64", "--batch-size", "32")
     printed = run(EXAMPLES / "own_data.sh", tmp_path, *small, XDG_CACHE_HOME=str(tmp_path / "cache"))
     accuracy = dict(re.findall(r"^(photos-\S+): accuracy ([\d.]+)%", printed, re.M))
     assert [*accuracy] == ["photos-sparse", "photos-pruned-finetuned"]

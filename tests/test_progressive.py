@@ -37,7 +37,7 @@ class Net(nn.Module):
 
 @functools.cache
 def start() -> Any:
-    return Net().init(jax.random.key(0), IMAGES)
+    return jax.jit(Net().init)(jax.random.key(0), IMAGES)
 
 
 def trained(module: Any, variables: Any, tx: Any, state: Any, rounds: int = 1) -> tuple[Any, Any]:
@@ -45,11 +45,15 @@ def trained(module: Any, variables: Any, tx: Any, state: Any, rounds: int = 1) -
         logits, stats = module.apply({"params": params, **stats}, IMAGES, train=True, mutable=["batch_stats"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(LABELS)).mean(), stats
 
-    for _ in range(rounds):
+    @jax.jit
+    def step(variables: Any, state: Any) -> tuple[Any, Any]:
         stats = {"batch_stats": variables["batch_stats"]}
         gradients, stats = jax.grad(loss, has_aux=True)(variables["params"], stats)
         updates, state = tx.update(gradients, state, variables["params"])
-        variables = {"params": optax.apply_updates(variables["params"], updates), **stats}
+        return {"params": optax.apply_updates(variables["params"], updates), **stats}, state
+
+    for _ in range(rounds):
+        variables, state = step(variables, state)
     return variables, state
 
 
