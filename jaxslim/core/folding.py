@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.export import is_symbolic_dim
@@ -83,6 +84,12 @@ class Folding:
                 values |= zip(node.outs, outs, strict=True)
         made = {number: evaluated(self.made[number], values) for number in wanted if number in self.made}
         return {number: made[number] if number in made else values[number] for number in wanted}
+
+    def computed(self, variables: Mapping[int, Any], wanted: Collection[int]) -> dict[int, Any]:
+        """As `values`, compiled as one program: alone, each operation would be compiled for each shape."""
+        constant = {number: self.flat.constants[number] for number in wanted if number in self.flat.constants}
+        rest = [number for number in wanted if number not in constant]
+        return constant | jax.jit(lambda variables: self.values(variables, rest))(dict(variables))
 
     def run(self, values: Mapping[int, Any]) -> list[Any]:
         """The outputs, from the boundary's values and the inputs."""

@@ -63,7 +63,7 @@ def fold(model: Any, variables: Any, *inputs: Any, **call: Any) -> Folded:
             folding = fold_flat(flat, flat.inputs[: len(leaves)])
             names = folding.names(paths)
             with jax.ensure_compile_time_eval():
-                rest = folding.values({}, [number for number in folding.boundary() if number not in names])
+                rest = folding.computed({}, [number for number in folding.boundary() if number not in names])
             programs[key] = _Built(folding, names, rest, jax.tree.structure(out))
         return programs[key]
 
@@ -76,7 +76,7 @@ def fold(model: Any, variables: Any, *inputs: Any, **call: Any) -> Folded:
         return jax.tree.unflatten(own.out, own.folding.run(own.constants | values | dict(given)))
 
     own = built(inputs)
-    values = own.folding.values(dict(zip(own.folding.variables, leaves, strict=True)), own.names)
+    values = own.folding.computed(dict(zip(own.folding.variables, leaves, strict=True)), own.names)
     return Folded(apply, _nested({name: values[number] for number, name in own.names.items()}))
 
 

@@ -173,7 +173,7 @@ def write(
     folding = fold(flat, list(known))
     emitter = Emitter(graph, rules, flat, folding.live)
     emitter.values |= zip(flat.inputs, args, strict=True)
-    for number, array in folding.values(known, folding.boundary()).items():
+    for number, array in folding.computed(known, folding.boundary()).items():
         is_key = jnp.issubdtype(flat.avals[number].dtype, jax.dtypes.prng_key)
         emitter.values[number] = array if is_key else np.asarray(array, flat.avals[number].dtype)
     if names:
