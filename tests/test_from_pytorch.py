@@ -245,6 +245,15 @@ def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+def test_numbers_of_numpy_beside_the_state_dict_are_read(tmp_path: Path) -> None:
+    """As an accuracy that a training script has saved along."""
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    kept = {"state_dict": {"a": torch.ones(2)}, "best": np.float64(93.2), "epoch": np.int64(3), "cfg": [4, "M"]}
+    torch.save(kept, tmp_path / "net.pth")
+    with pytest.raises(InputError, match="does not fit vgg: it holds a, and it lacks"):
+        read("vgg", tmp_path / "net.pth")
+
+
 def test_pickled_networks_are_refused(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason=NO_TORCH)
     marker = tmp_path / "marker"

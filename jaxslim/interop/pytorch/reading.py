@@ -84,7 +84,8 @@ def _pickled(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that other programs wrote, which are refused anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_numbers()):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # of many types: pickle's, and those of damaged archives
@@ -95,3 +96,10 @@ def _pickled(path: Path) -> Any:
         else:
             problem = "is no file of PyTorch that holds arrays only"
         raise InputError(f"{path} {problem}; {ADVICE}.") from None
+
+
+def _numbers() -> list[Any]:
+    """What numbers of NumPy are in a pickle, such as an accuracy beside the state dict: they run no code."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64")]
+    return [np.dtype, scalar, (scalar, "numpy.core.multiarray.scalar"), *kinds]
