@@ -1,6 +1,8 @@
 """Torture jaxslim: kill training, damage what it saved, feed the readers rubbish and cut random networks."""
 
+import contextlib
 import dataclasses
+import io
 import logging
 import os
 import re
@@ -17,7 +19,9 @@ import torture_readers
 
 from jaxslim.commands.arguments import parse
 from jaxslim.commands.cli import run, start_jax
+from jaxslim.experiments.configs import load_config
 from jaxslim.storage import checkpoint, history
+from jaxslim.training.loop import train
 
 PROPERTIES = (
     "tests/test_graph.py::test_invariants_hold_for_random_networks_and_plans",
@@ -95,11 +99,13 @@ def start(config: Path, run_folder: Path) -> subprocess.Popen:
 
 
 def finish(config: Path, run_folder: Path) -> None:
-    """Train to the end."""
-    process = start(config, run_folder)
-    _, said = process.communicate()
-    if process.returncode:
-        raise AssertionError(f"training ended with {process.returncode}: {said}")
+    """Train to the end, in this process, which need not start first."""
+    silence, said = contextlib.redirect_stdout(io.StringIO()), io.StringIO()
+    try:
+        with silence, contextlib.redirect_stderr(said):
+            train(dataclasses.replace(load_config(str(config)), workdir=str(run_folder)))
+    except Exception as error:
+        raise AssertionError(f"training ended with {type(error).__name__}: {error} {said.getvalue()}") from error
 
 
 def kill(config: Path, whole: Path, folder: Path, number: int, rng: np.random.Generator) -> int:

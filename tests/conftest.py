@@ -23,6 +23,7 @@ if importlib.metadata.version("jaxlib").startswith(("0.10.", "0.11.")):  # later
     _cheaply.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(_cheaply))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # in the many processes that tests start
 gc.set_threshold(50_000)  # tracing makes many objects and few cycles
 os.environ.pop("COLUMNS", None)
 for _folder in ("JAX_COMPILATION_CACHE_DIR", "MPLCONFIGDIR"):
@@ -43,6 +44,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 @pytest.fixture(scope="session", autouse=True)
 def _modules():
     """Import all that some test imports: Hypothesis draws constants from the source of what is there, fixed or not."""
+    if not settings().derandomize:
+        return
     names = [module.name for module in pkgutil.walk_packages(jaxslim.__path__, "jaxslim.")]
     for name in (*names, "ratio_sweep", "reproduce", "torture"):
         importlib.import_module(name)

@@ -89,7 +89,7 @@ def gradient_of(program: Program, variables: Any, inputs: Any) -> Any:
         outs = program({**variables, "params": params}, program.key(), inputs)
         return sum(jnp.sin(out).sum() for out in jax.tree.leaves(outs))
 
-    return {"params": jax.grad(loss)(variables["params"])}
+    return {"params": jax.jit(jax.grad(loss))(variables["params"])}
 
 
 @FEW

@@ -35,7 +35,7 @@ from jaxslim.models.registry import MODELS
 from jaxslim.slim.criteria.scales import bn_scale_mask
 from jaxslim.storage import checkpoint
 from jaxslim.storage.history import steps_saved
-from jaxslim.training import feed, loop, saver
+from jaxslim.training import evaluation, feed, loop, saver
 from jaxslim.training.config import TrainConfig, from_json
 from jaxslim.training.loop import train
 from jaxslim.training.optimizer import learning_rates, optimizer
@@ -125,6 +125,30 @@ def assert_same_run(one, other):
         assert paths[0].name == paths[1].name
         assert_same_arrays(*(checkpoint.load(path).variables for path in paths))
         assert_same_arrays(*(training_state(path) for path in paths))
+
+
+def once(build):
+    """`build`, with one result for all calls with equal arguments; where a run is written, makes no difference."""
+    results = {}
+
+    def built(config, *rest):
+        fields = dataclasses.asdict(config) | {"name": "", "workdir": "", "dataset": ""}
+        key = repr(fields), *(repr(item) if isinstance(item, dict) else item for item in rest)
+        if key not in results:
+            results[key] = build(config, *rest)
+        return results[key]
+
+    return built
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once():
+    """The many runs of one configuration share their compiled steps, whose makers get all that decides on them."""
+    makers = ((loop, "learning_rates"), (loop, "optimizer"), (loop, "train_step"), (evaluation, "evaluate_step"))
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in makers:
+            patch.setattr(module, name, once(getattr(module, name)))
+        yield
 
 
 @pytest.fixture(scope="module")
