@@ -1,7 +1,7 @@
 """Finds chains of affine steps in a program, and puts one layer, or one factor and one shift, in place of each."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -149,9 +149,7 @@ class Chains:
         between = self.number
         self.flat.avals[between] = aval
         self.number += 1
-        multiply, add = (
-            Equation(primitive, {}, (), (), node.eqn.source_info, ()) for primitive in (lax.mul_p, lax.add_p)
-        )
+        multiply, add = (_equation(operation, node.eqn.source_info) for operation in (lax.mul, lax.add))
         return [
             Node(multiply, (number, factor), (between,), node.source),
             Node(add, (between, shift), (last,), node.source),
@@ -168,6 +166,12 @@ class Chains:
             shape = trimmed(shape) if made.kernel is None else self._shape(made.kernel)
         self.flat.avals[number] = jax.ShapeDtypeStruct(shape, made.dtype)
         return number
+
+
+def _equation(operation: Callable[[Any, Any], Any], source: Any) -> Equation:
+    """The equation of an operation on two arrays; its parameters are other ones in other versions of JAX."""
+    (eqn,) = jax.make_jaxpr(operation)(0.0, 0.0).eqns
+    return Equation(eqn.primitive, eqn.params, (), (), source, ())
 
 
 def _is_longer(chain: Sequence[Affine]) -> bool:

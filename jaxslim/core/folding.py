@@ -21,7 +21,6 @@ from jaxslim.core.chains import Chains
 from jaxslim.core.flat import Flat, Node
 from jaxslim.core.paths import Path
 from jaxslim.core.replay import bind
-from jaxslim.core.walk import RANDOM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +129,7 @@ def _divide(flat: Flat, variables: Collection[int]) -> tuple[list[Node], list[No
     for node in flat.nodes:
         grows = node.eqn.primitive.name == "broadcast_in_dim" and _grows(flat, node)
         open_size = any(is_symbolic_dim(n) for out in node.outs for n in getattr(flat.avals[out], "shape", ()))
-        can = not (node.eqn.effects or grows or open_size) and node.eqn.primitive.name not in (*RANDOM, "dim_as_value")
+        can = not (node.eqn.effects or grows or open_size) and node.eqn.primitive.name not in ("infeed", "dim_as_value")
         if can and values.issuperset(node.ins):
             known.append(node)
             values.update(node.outs)

@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from jaxslim.errors import InputError
+from jaxslim.slim.check import last_place
 
 TOLERANCE = 1e-4
 """Largest difference of outputs, as a share of the largest."""
@@ -43,8 +42,8 @@ class Exported(NamedTuple):
 
 def check_agreement(gap: float, evaluation: Evaluation, tolerance: float | None, runtime: str) -> None:
     """Refuse what differs from the model by more than the tolerance, or the default one."""
-    dtypes = (leaf.dtype for leaf in jax.tree.leaves(evaluation.variables) if hasattr(leaf, "dtype"))
-    usual = HALF_TOLERANCE if any(dtype.itemsize == 2 for dtype in dtypes) else TOLERANCE
+    run, variables, inputs, *_ = evaluation
+    usual = TOLERANCE if last_place(run, variables, inputs) < TOLERANCE else HALF_TOLERANCE
     allowed = usual if tolerance is None else tolerance
     if not gap <= allowed:
         raise InputError(

@@ -61,12 +61,18 @@ def _largest_gap(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.max(np.where(np.isnan(gap), math.inf, gap), initial=0.0))
 
 
+def last_place(run: Callable[..., Any], variables: Any, inputs: Sequence[Any]) -> float:
+    """The last place of the coarsest floats that a program computes, as a share of 1."""
+    dtypes = _floats(jax.make_jaxpr(run)(variables, *inputs))
+    return max((float(jnp.finfo(dtype).eps) for dtype in dtypes), default=0.0)
+
+
 def rounding(run: Callable[..., Any], variables: Any, inputs: Sequence[Any]) -> float:
     """The difference that rounding can make: that by a change of all variables in the last place of the computation.
 
     The last place is that of the coarsest floats in the program, whatever the variables are kept in.
     """
-    last = max((float(jnp.finfo(dtype).eps) for dtype in _floats(jax.make_jaxpr(run)(variables, *inputs))), default=0.0)
+    last = last_place(run, variables, inputs)
     rng = np.random.default_rng(0)
 
     def nudge(leaf: Any) -> Any:

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.export import is_symbolic_dim
+from onnx import numpy_helper
 
 from jaxslim.core.flat import Flat, Node
 from jaxslim.core.folding import fold
 from jaxslim.core.sources import scope, source_line
 from jaxslim.errors import InputError
-from jaxslim.interop.onnx.graph import Graph, onnx_type
+from jaxslim.interop.onnx.graph import Graph, onnx_type, stored_dtype
 
 
 class Tensor(NamedTuple):
@@ -54,7 +55,7 @@ class Emitter:
         return tuple(self.flat.avals[number].shape)
 
     def dtype(self, number: int) -> Any:
-        return self.flat.avals[number].dtype
+        return stored_dtype(self.flat.avals[number].dtype)
 
     def known(self, number: int) -> np.ndarray | None:
         """The array that a value is; None if the runtime computes the value."""
@@ -122,6 +123,12 @@ class Emitter:
             name = graph.one("Expand", name, graph.shape([shape[axis] for axis in order]))
         return name
 
+    def _empty(self, number: int) -> Tensor:
+        """A value without elements, whatever it was made of: runtimes spread and reshape none."""
+        shape, nothing = self.shape(number), numpy_helper.from_array(np.zeros(1, self.dtype(number)))
+        name = self.graph.one("ConstantOfShape", self.graph.shape(shape), value=nothing)
+        return Tensor(name, tuple(range(len(shape))))
+
     def together(
         self, numbers: Sequence[int], shape: Sequence[Any]
     ) -> tuple[list[str], tuple[int, ...], frozenset[int]]:
@@ -151,8 +158,11 @@ class Emitter:
         rule = self.rules.get(name)
         if rule is None:
             raise unsupported(name, place or source_line(node.source))
-        for out, value in zip(node.outs, rule(self, node), strict=True):
-            self.values[out] = value
+        empty = [out for out in node.outs if 0 in self.shape(out)]
+        if len(empty) < len(node.outs):
+            self.values |= zip(node.outs, rule(self, node), strict=True)
+        for out in empty:
+            self.values[out] = self._empty(out)
         if node.bias is not None and name not in ("conv_general_dilated", "dot_general"):
             raise AssertionError(name)
 
@@ -175,7 +185,7 @@ def write(
     emitter.values |= zip(flat.inputs, args, strict=True)
     for number, array in folding.computed(known, folding.boundary()).items():
         is_key = jnp.issubdtype(flat.avals[number].dtype, jax.dtypes.prng_key)
-        emitter.values[number] = array if is_key else np.asarray(array, flat.avals[number].dtype)
+        emitter.values[number] = array if is_key else np.asarray(array, emitter.dtype(number))
     if names:
         emitter.names = {number: "/".join(path) for number, path in folding.names(names).items()}
     for node in folding.live:

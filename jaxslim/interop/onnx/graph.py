@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import onnx
 from jax.export import is_symbolic_dim
@@ -49,7 +50,7 @@ class Graph:
 
     def constant(self, array: Any, name: str | None = None) -> str:
         """The name of a stored array; equal small arrays are stored once."""
-        array = np.ascontiguousarray(array) if np.ndim(array) else np.asarray(array)
+        array = np.asarray(array, stored_dtype(np.asarray(array).dtype), order="C")
         key = (array.dtype.name, array.shape, array.tobytes()) if array.size <= 64 and name is None else None
         if key is None or key not in self._known:
             found = self.unique(name or "constant")
@@ -126,7 +127,12 @@ class Graph:
 
 def onnx_type(dtype: Any) -> int:
     """The number that ONNX has for a dtype."""
-    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(stored_dtype(dtype))))
+
+
+def stored_dtype(dtype: Any) -> Any:
+    """The dtype that a file has in place of a program's: runtimes on a CPU lack bfloat16, and float32 holds it all."""
+    return np.float32 if dtype == jnp.bfloat16 else dtype
 
 
 def used(nodes: Sequence[Any], wanted: Iterable[str]) -> list[Any]:

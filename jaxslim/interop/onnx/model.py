@@ -17,7 +17,7 @@ from jaxslim.core.programs import program
 from jaxslim.errors import InputError, first_line
 from jaxslim.interop.evaluation import closed_batch
 from jaxslim.interop.onnx.emitter import Held, Tensor, write
-from jaxslim.interop.onnx.graph import LEAST_OPSET, Graph, onnx_type, reads, used
+from jaxslim.interop.onnx.graph import LEAST_OPSET, Graph, onnx_type, reads, stored_dtype, used
 from jaxslim.interop.onnx.rules import RULES
 from jaxslim.slim.check import difference
 
@@ -159,7 +159,8 @@ def compare(file: Path, expected: Sequence[Any], inputs: Sequence[Any]) -> float
         return None
     try:
         session = start(file)
-        fed = {port.name: np.asarray(array) for port, array in zip(session.get_inputs(), inputs, strict=True)}
+        ports = zip(session.get_inputs(), map(np.asarray, inputs), strict=True)
+        fed = {port.name: np.asarray(array, stored_dtype(array.dtype)) for port, array in ports}
         found = session.run(None, fed)
     except Exception as error:  # of many types of its own
         reason = first_line(error)

@@ -15,6 +15,8 @@ from jaxslim.interop.onnx.rules.shapes import with_gaps
 def _conv(emitter: Emitter, node: Node) -> Sequence[Held]:
     params, graph, (image, kernel) = node.eqn.params, emitter.graph, node.ins
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+    if np.dtype(emitter.dtype(image)).kind in "iub":
+        raise unsupported("a convolution of integers", graph.place)
     if params["batch_group_count"] != 1 or not isinstance(groups, int):
         raise unsupported("a convolution with batch groups, or with groups of an open number", graph.place)
     name, weights = emitter.tensor(image, numbers.lhs_spec), None

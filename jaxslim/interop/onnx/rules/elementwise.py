@@ -170,6 +170,42 @@ def _stack(emitter: Emitter, node: Node) -> Sequence[Held]:
     return [Tensor(graph.one("Concat", *rows, axis=along), tuple(range(rank)))]
 
 
+def _in_order(kind: str) -> Write:
+    """A comparison in which NaN is the largest number, as sorting asks for it."""
+
+    def write(graph: Graph, eqn: Any, names: list[str]) -> str:
+        found = graph.one(kind, *names)
+        if not _is_float(eqn):
+            return found
+        after = graph.one("IsNaN", names[1])
+        if kind == "Less":
+            after = graph.one("And", after, graph.one("Not", graph.one("IsNaN", names[0])))
+        return graph.one("Or", found, after)
+
+    return write
+
+
+def _shift(direction: str) -> Write:
+    """A shift of bits, which ONNX has for unsigned integers; of what is below zero, the other bits are shifted."""
+
+    def write(graph: Graph, eqn: Any, names: list[str]) -> str:
+        dtype, (x, by) = np.dtype(eqn.invars[0].aval.dtype), names
+        keeps_sign = eqn.primitive.name == "shift_right_arithmetic" and dtype.kind == "i"
+        unsigned = onnx_type(np.dtype(f"uint{8 * dtype.itemsize}"))
+        if keeps_sign:
+            is_negative = graph.one("Less", x, _like(graph, eqn, 0))
+            x = graph.one("Where", is_negative, graph.one("Sub", _like(graph, eqn, -1), x), x)
+        moved = graph.one("BitShift", *(graph.one("Cast", name, to=unsigned) for name in (x, by)), direction=direction)
+        moved = graph.one("Cast", moved, to=onnx_type(dtype))
+        return (
+            graph.one("Where", is_negative, graph.one("Sub", _like(graph, eqn, -1), moved), moved)
+            if keeps_sign
+            else moved
+        )
+
+    return write
+
+
 def _square(graph: Graph, eqn: Any, names: list[str]) -> str:
     return graph.one("Mul", names[0], names[0])
 
@@ -192,7 +228,7 @@ _SAME_NAME = {
     "sqrt": "Sqrt",
     "exp": "Exp",
     "log": "Log",
-    "eq": "Equal",
+    **dict.fromkeys(("eq", "eq_to"), "Equal"),
 }
 _CURVES = ("tanh", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh")
 _FOR_FLOATS = {name: name.capitalize() for name in ("floor", "ceil", *_CURVES)}
@@ -201,10 +237,14 @@ _WRITTEN: dict[str, Write] = {
     **{name: _unary(kind) for name, kind in _FOR_FLOATS.items()},
     **{name: _as_integers(kind) for name, kind in (("lt", "Less"), ("le", "LessOrEqual"))},
     **{name: _as_integers(kind) for name, kind in (("gt", "Greater"), ("ge", "GreaterOrEqual"))},
+    "lt_to": _in_order("Less"),
+    "le_to": _in_order("LessOrEqual"),
     "and": logical("And", "BitwiseAnd"),
     "or": logical("Or", "BitwiseOr"),
     "xor": logical("Xor", "BitwiseXor"),
     "not": logical("Not", "BitwiseNot"),
+    "shift_left": _shift("LEFT"),
+    **dict.fromkeys(("shift_right_logical", "shift_right_arithmetic"), _shift("RIGHT")),
     "max": logical("Or", "Max"),
     "min": logical("And", "Min"),
     "ne": _not_equal,

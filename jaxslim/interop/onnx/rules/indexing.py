@@ -24,14 +24,18 @@ def _gather(emitter: Emitter, node: Node) -> Sequence[Held]:
 
 
 def _rows(emitter: Emitter, node: Node) -> Sequence[Held] | None:
-    """Whole slices along one axis, as of an embedding table. The runtime refuses an index outside."""
+    """Whole slices along one axis, as of an embedding table. The runtime refuses an index outside.
+
+    Where the program says what to put in the place of what lies outside, it is taken element by element.
+    """
     params, (number, indices), graph = node.eqn.params, node.ins, emitter.graph
     numbers, shape = params["dimension_numbers"], emitter.shape(number)
     axis = numbers.start_index_map[0] if numbers.start_index_map else -1
     whole = all(str(n) == str(shape[k]) for k, n in enumerate(params["slice_sizes"]) if k != axis)
     if len(numbers.start_index_map) != 1 or numbers.collapsed_slice_dims != (axis,) or not whole:
         return None
-    if numbers.operand_batching_dims or params["mode"] == GatherScatterMode.CLIP:
+    is_filled = params["mode"] == GatherScatterMode.FILL_OR_DROP and params["fill_value"] is not None
+    if numbers.operand_batching_dims or params["mode"] == GatherScatterMode.CLIP or is_filled:
         return None
     outer = emitter.shape(indices)[:-1]
     places = emitter.tensor(indices, range(len(outer)))

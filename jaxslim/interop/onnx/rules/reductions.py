@@ -31,7 +31,7 @@ def _arg(kind: str) -> Rule:
         (axis,), graph = node.eqn.params["axes"], emitter.graph
         shape = emitter.shape(node.ins[0])
         order = tuple(range(len(shape)))
-        name = graph.one(kind, emitter.tensor(node.ins[0], order), axis=axis, keepdims=0)
+        name = graph.one(kind, _numbers(emitter, node.ins[0]), axis=axis, keepdims=0)
         name = graph.one("Cast", name, to=onnx_type(node.eqn.params["index_dtype"]))
         return [Tensor(name, order[:-1])]
 
@@ -51,11 +51,12 @@ def _by_comparing(kind: str) -> Rule:
     def rule(emitter: Emitter, node: Node) -> Sequence[Held]:
         graph, axis, number = emitter.graph, node.eqn.params["axis"], node.ins[0]
         n, rank, dtype = emitter.shape(number)[axis], len(emitter.shape(number)), np.dtype(emitter.dtype(number))
-        if not isinstance(n, int) or dtype.kind != "f":
-            raise unsupported(f"{node.eqn.primitive.name} along an open axis or of integers", graph.place)
+        if not isinstance(n, int):
+            raise unsupported(f"{node.eqn.primitive.name} along an open axis", graph.place)
         before = np.tri(n, dtype=bool)
         before = before.T if node.eqn.params["reverse"] else before
-        neutral = {"ReduceMax": -np.inf, "ReduceMin": np.inf, "ReduceProd": 1}.get(kind, -np.inf)
+        least, most = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        neutral = {"ReduceMin": most, "ReduceProd": 1}.get(kind, least)
         order = (*(k for k in range(rank) if k != axis), axis)
         rows = graph.one("Unsqueeze", emitter.tensor(number, order), graph.integers([rank - 1]))
         rows = graph.one("Where", graph.constant(before), rows, graph.constant(np.asarray(neutral, dtype)))
@@ -65,10 +66,11 @@ def _by_comparing(kind: str) -> Rule:
 
 
 def _top_k(emitter: Emitter, node: Node) -> Sequence[Held]:
+    """The largest or smallest elements; one that may be left out by an approximation is not."""
     params, graph, rank = node.eqn.params, emitter.graph, len(emitter.shape(node.ins[0]))
-    axis = params.get("axis", rank - 1) % rank
-    k = graph.shape([params["k"]])
-    values, places = graph.op("TopK", [emitter.tensor(node.ins[0]), k], 2, axis=axis)
+    axis = params.get("reduction_dimension", params.get("axis", rank - 1)) % rank
+    k, largest = graph.shape([params["k"]]), int(params.get("is_max_k", True))
+    values, places = graph.op("TopK", [emitter.tensor(node.ins[0]), k], 2, axis=axis, largest=largest)
     order = tuple(range(rank))
     return [Tensor(values, order), Tensor(_cast(emitter, places, node.outs[1]), order)]
 
@@ -77,16 +79,27 @@ def _cast(emitter: Emitter, name: str, like: int) -> str:
     return emitter.graph.one("Cast", name, to=onnx_type(emitter.dtype(like)))
 
 
+def _numbers(emitter: Emitter, number: int) -> str:
+    """A value of which bools are numbers, for comparisons."""
+    name = emitter.tensor(number)
+    return (
+        emitter.graph.one("Cast", name, to=onnx_type(np.int32)) if np.dtype(emitter.dtype(number)).kind == "b" else name
+    )
+
+
 def _sort(emitter: Emitter, node: Node) -> Sequence[Held]:
+    """By the last key, then by those before it: equal elements keep their order."""
     params, graph = node.eqn.params, emitter.graph
-    if params["num_keys"] != 1:
-        raise unsupported("sorting by several keys", graph.place)
     axis, rank = params["dimension"], len(emitter.shape(node.ins[0]))
-    order = tuple(range(rank))
-    n = graph.shape([emitter.shape(node.ins[0])[axis]])
-    keys, places = graph.op("TopK", [emitter.tensor(node.ins[0]), n], 2, axis=axis, largest=0)
-    rest = [graph.one("GatherElements", emitter.tensor(number), places, axis=axis) for number in node.ins[1:]]
-    return [Tensor(name, order) for name in (keys, *rest)]
+    n, places = graph.shape([emitter.shape(node.ins[0])[axis]]), None
+
+    def taken(name: str) -> str:
+        return name if places is None else graph.one("GatherElements", name, places, axis=axis)
+
+    for number in node.ins[params["num_keys"] - 1 :: -1]:
+        _, order = graph.op("TopK", [taken(_numbers(emitter, number)), n], 2, axis=axis, largest=0)
+        places = order if places is None else graph.one("GatherElements", places, order, axis=axis)
+    return [Tensor(taken(emitter.tensor(number)), tuple(range(rank))) for number in node.ins]
 
 
 REDUCTIONS: dict[str, Rule] = {
@@ -104,5 +117,5 @@ REDUCTIONS: dict[str, Rule] = {
     "cumprod": _by_comparing("ReduceProd"),
     "cumlogsumexp": _by_comparing("ReduceLogSumExp"),
     "sort": _sort,
-    "top_k": _top_k,
+    **dict.fromkeys(("top_k", "approx_top_k"), _top_k),
 }

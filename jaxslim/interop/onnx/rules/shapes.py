@@ -89,16 +89,19 @@ def _concatenate(emitter: Emitter, node: Node) -> Sequence[Held]:
     along, rank = node.eqn.params["dimension"], len(emitter.shape(node.outs[0]))
     leads = (value.axes for number in node.ins if isinstance(value := emitter.values[number], Tensor))
     lead = next((axes for axes in leads if len(axes) == rank), tuple(range(rank)))
-    names = [emitter.tensor(number, lead) for number in node.ins]
+    names = [emitter.tensor(number, lead) for number in node.ins if 0 not in emitter.shape(number)]
     return [Tensor(emitter.graph.one("Concat", *names, axis=lead.index(along)), lead)]
 
 
 def _pad(emitter: Emitter, node: Node) -> Sequence[Held]:
-    number, config = node.ins[0], node.eqn.params["padding_config"]
+    return [padded(emitter, node.ins[0], node.eqn.params["padding_config"], emitter.tensor(node.ins[1], ()))]
+
+
+def padded(emitter: Emitter, number: int, config: Sequence[tuple[int, int, int]], value: str) -> Tensor:
+    """A value with elements `value` around and between its own: (before, after, between each two), axis by axis."""
     present = emitter.present(number)
     order = (*present, *(k for k, (low, high, _) in enumerate(config) if k not in present and (low, high) != (0, 0)))
     name, graph, shape = emitter.tensor(number, order), emitter.graph, emitter.shape(number)
-    value = emitter.tensor(node.ins[1], ())
     if any(config[k][2] for k in order):
         name = with_gaps(graph, name, value, [shape[k] for k in order], [config[k][2] for k in order])
     sides = [[max(config[k][side], 0) for k in order] for side in (0, 1)]
@@ -109,7 +112,7 @@ def _pad(emitter: Emitter, node: Node) -> Sequence[Held]:
         starts = graph.integers([max(-low, 0) for _, low, _ in cut])
         ends = graph.integers([high if high < 0 else np.iinfo(np.int64).max for _, _, high in cut])
         name = graph.one("Slice", name, starts, ends, graph.integers([position for position, *_ in cut]))
-    return [Tensor(name, order)]
+    return Tensor(name, order)
 
 
 def with_gaps(graph: Graph, name: str, value: str, sizes: Sequence[Any], gaps: Sequence[int]) -> str:
