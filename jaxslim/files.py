@@ -44,11 +44,12 @@ def check_out(out: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an OSError name `path` if it names no file, as that of a read or a write."""
+    """Have an OSError name `path` if it names no file, as that of a read or a write, or one that users do not know."""
     try:
         yield
     except OSError as error:
-        raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from None
+        is_clear = error.filename and UNFINISHED not in str(error.filename)
+        raise error if is_clear else OSError(error.errno, error.strerror, str(path)) from None
 
 
 def flush(*paths: Path) -> None:

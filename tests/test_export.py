@@ -16,6 +16,7 @@ from flax import nnx
 
 import jaxslim
 from jaxslim.commands.main import main
+from jaxslim.storage.integrity import digest
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.2)
 
@@ -96,6 +97,37 @@ def test_it_lowers_for_platforms_that_are_not_here(cut, tmp_path, platform):
     assert jaxslim.load(tmp_path / "net").module.platforms == (platform,)
 
 
+def test_a_cut_model_is_exported_as_it_is_now(tmp_path):
+    """A cut NNX module holds its variables: those after training are written, not those of the cut."""
+    model, x = (
+        nnx.Sequential(nnx.Linear(3, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 2, rngs=nnx.Rngs(1))),
+        np.ones((2, 3)),
+    )
+    small = jaxslim.prune(model, None, 0.5, x)
+    small.module.layers[2].bias[...] += 3
+    for name in ("net", "net.onnx"):
+        if name.endswith("onnx"):
+            pytest.importorskip("onnxruntime", reason="running ONNX files needs the package onnxruntime")
+        assert jaxslim.export(tmp_path / name, small).difference < 1e-6
+    np.testing.assert_allclose(jaxslim.load(tmp_path / "net").module(x), small.module(x), rtol=1e-5)
+
+
+def test_a_program_for_another_platform_says_so(cut, tmp_path):
+    jaxslim.export(tmp_path / "net", cut, platforms=["tpu", "tpu"])
+    program = jaxslim.load(tmp_path / "net").module
+    assert program.platforms == ("tpu",)
+    with pytest.raises(jaxslim.InputError, match=r"The program is for tpu, and JAX runs on \w+ here"):
+        program(zoo.normal(1, 8, 8, 3))
+
+
+def test_a_file_of_weights_can_be_read_by_all_who_read_the_file(cut, tmp_path):
+    pytest.importorskip("onnx", reason="ONNX files need the package onnx")
+    jaxslim.export(tmp_path / "net.onnx", cut, weights="beside")
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+    assert len([*tmp_path.iterdir()]) == 2
+
+
 def test_every_kind_of_model(tmp_path):
     nnx_model = nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.relu)
     linen, x = nn.Dense(2), zoo.normal(2, 3)
@@ -139,13 +171,29 @@ def flipped(name):
     return change
 
 
+def unreadable(entries):
+    """Another JAX wrote the program; the digest is right."""
+    meta = json.loads(entries["meta.json"])
+    arrays = {
+        str(number): np.frombuffer(entries[f"arrays/{number}"], dtype).reshape(shape)
+        for number, (shape, dtype) in enumerate(meta["arrays"])
+    }
+    entries["program.bin"] = b"nonsense"
+    meta["digest"] = digest({"program": np.frombuffer(b"nonsense", np.uint8), **arrays})
+    entries["meta.json"] = json.dumps(meta).encode()
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (flipped("arrays/3"), "its arrays are not those that were saved; export the network again"),
+        (flipped("arrays/3"), "its program or its arrays are not those that were saved; copy or export it again"),
+        (
+            lambda entries: entries.update({"program.bin": entries["program.bin"] + b"0"}),
+            "its program or its arrays are",
+        ),
         (lambda entries: entries.pop("arrays/0"), "is damaged: .*arrays/0"),
         (lambda entries: entries.update({"arrays/1": b"12"}), "its array 1 has not the size that its meta says"),
-        (lambda entries: entries.update({"program.bin": b"nonsense"}), "is damaged: its program cannot be read by jax"),
+        (unreadable, "is damaged: its program cannot be read by jax"),
         (lambda entries: entries.update({"meta.json": b"{"}), "is damaged: "),
         (lambda entries: entries.update({"meta.json": b"[]"}), "its meta describes no exported network"),
         (lambda entries: entries.pop("meta.json"), "no file of jaxslim export, but another zip archive"),
@@ -164,7 +212,7 @@ def test_a_damaged_file_is_named(file, tmp_path, change, match):
 
 def test_a_cut_off_file_is_named(file, tmp_path):
     (tmp_path / "half").write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(jaxslim.InputError, match="neither a checkpoint nor a network that jaxslim exported"):
+    with pytest.raises(jaxslim.InputError, match="half is damaged: its end is missing; copy or export it again"):
         jaxslim.load(tmp_path / "half")
 
 
@@ -182,12 +230,33 @@ def test_what_cannot_be_exported(cut, file, tmp_path):
     refused(path, cut, weights="out", match="weights is 'out'; it must be")
     refused(path, cut, platforms=["rocm"], match="There is no platform 'rocm'; use some of cpu, cuda, tpu")
     refused(path, cut, platforms=[], match="There are no platforms; use some of")
-    refused(path, cut, derivative=True, match='derivative is for format="stablehlo" with weights="beside"')
-    refused(path, cut, tolerance=-1.0, match="the exported program differ from the model's by .* nothing is written")
+    refused(path, cut, derivative=True, match='derivative is for StableHLO.*; add weights="beside"')
+    refused(path, cut, tolerance=0.0, match="the exported program differ from the model's by .* nothing is written")
+    refused(path, cut, tolerance=-1.0, match="tolerance is -1.0; it must be at least 0")
+    refused(path, cut, tolerance=np.nan, match="tolerance is nan; it must be at least 0")
+    refused(path, cut, meta={"of": np.ones(2)}, match="meta holds no JSON at 'of' .*; use lists and dicts")
+    refused(path, cut, normalisation=(0.5, 0.5), match="a mean and a deviation for each channel")
     refused(path, cut, normalisation=((0.5, 0.5), (1.0, 1.0)), match="a mean and a deviation for each channel")
     refused(path, lambda w, x: (x, x), jnp.ones(2), zoo.normal(2, 3), argmax=True, match="returns one array of logits")
     refused(path, cut.module, cut.variables, match="There are no inputs to trace the model with")
     refused(tmp_path / "\0", cut, match="is not valid UTF-8")
+
+
+def test_what_cannot_be_exported_to_onnx(cut, tmp_path):
+    pytest.importorskip("onnxruntime", reason="running ONNX files needs the package onnxruntime")
+    refused(tmp_path / "net.onnx", cut, opset="18", match="opset is '18'; it must be from 13 to")
+    refused(tmp_path / "net.onnx", cut, opset=5, match="opset is 5; it must be from 13 to")
+    with pytest.raises(jaxslim.InputError, match="differ from the model's by"):
+        jaxslim.export(tmp_path / "new" / "net.onnx", cut, tolerance=0.0)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_inputs_of_64_bits_are_those_that_jax_takes(cut, tmp_path):
+    pytest.importorskip("onnxruntime", reason="running ONNX files needs the package onnxruntime")
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3))
+    done = jaxslim.export(tmp_path / "net.onnx", cut.module, cut.variables, images)
+    assert done.inputs == ("float32[batch,8,8,3]",)
+    assert done.difference < 1e-6
 
 
 # ---------------------------------------------------------------------------------------------------------------------

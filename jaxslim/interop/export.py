@@ -1,5 +1,6 @@
 """A network as one file that runs without its code: StableHLO for JAX and XLA, ONNX for everything else."""
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxslim.data.augmentation import normalise
-from jaxslim.errors import InputError
+from jaxslim.errors import InputError, first_line, quoted
 from jaxslim.files import check_out, check_path
 from jaxslim.interop.evaluation import Evaluation, Exported
 from jaxslim.interop.stablehlo import write_stablehlo
-from jaxslim.slim.kinds import Network, network
+from jaxslim.slim.kinds import Network, beside, network
 from jaxslim.slim.prune import Pruned
 from jaxslim.storage.programs import PLATFORMS
 
@@ -45,7 +46,7 @@ def export(
     Args:
       path: of the file.
       model: what `prune` takes or returned, cut or not.
-      variables: as `prune` takes them; left out, those of the `Pruned`.
+      variables: as `prune` takes them; left out, those of the `Pruned`, and where its module holds variables, these.
       *inputs: what the model is called with: pytrees of arrays or `ShapeDtypeStruct`s; of a `Pruned`, they may be left
         out.
       format: "stablehlo", which `jaxslim.load` reads (without the network's code) and JAX runs, or "onnx". By default
@@ -71,9 +72,9 @@ def export(
         tolerance.
       OSError: the file cannot be written.
     """
-    target, kind = _checked(path, format, derivative, weights)
+    target, kind = _checked(path, format, derivative, weights, tolerance)
     if isinstance(model, Pruned):
-        variables = model.variables if variables is None else variables
+        variables = beside(model.variables) if variables is None else variables
         inputs, call = inputs or model.inputs or (), {**model.call, **call}
         model = model.module
     if not inputs:
@@ -84,6 +85,7 @@ def export(
     if normalisation is not None:
         mean, std = ([float(n) for n in part] for part in normalisation)
         known["pixels"] = {"mean": mean, "std": std, "inside": True}
+    _check_json(known)
     evaluation = Evaluation(run, found.variables, given, known, open_batch and found.batched)
     if kind == "onnx":
         return _onnx(target, evaluation, opset, inside=weights == "inside", tolerance=tolerance)
@@ -99,7 +101,9 @@ def _onnx(path: Path, evaluation: Evaluation, opset: int, **how: Any) -> Exporte
     return write_onnx(path, evaluation, opset, **how)
 
 
-def _checked(path: str | Path, format: str | None, derivative: bool, weights: str) -> tuple[Path, str]:
+def _checked(
+    path: str | Path, format: str | None, derivative: bool, weights: str, tolerance: float | None
+) -> tuple[Path, str]:
     check_path(path)
     target = Path(path).absolute()
     kind = format or ("onnx" if target.suffix == ".onnx" else "stablehlo")
@@ -108,11 +112,26 @@ def _checked(path: str | Path, format: str | None, derivative: bool, weights: st
     if weights not in ("inside", "beside"):
         raise InputError(f'weights is {weights!r:.60}; it must be "inside" or "beside".')
     if derivative and (kind == "onnx" or weights == "inside"):
-        raise InputError('derivative is for format="stablehlo" with weights="beside", so that there is what to train.')
+        raise InputError(
+            'derivative is for StableHLO, and the weights that it trains lie beside the program; add weights="beside" '
+            "(--weights beside), or leave derivative out."
+        )
+    if tolerance is not None and not tolerance >= 0:
+        raise InputError(f"tolerance is {tolerance}; it must be at least 0.")
     if os.path.lexists(target):
         raise InputError(f"{target} exists already and is not overwritten; choose another name.")
     check_out(target.parent)
     return target, kind
+
+
+def _check_json(meta: Mapping[str, Any]) -> None:
+    for name, value in meta.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"meta holds no JSON at {quoted(name)} ({first_line(error)}); use lists and dicts."
+            ) from None
 
 
 def _wrapped(
@@ -122,7 +141,7 @@ def _wrapped(
     images: Any = next(iter(inputs))
     if normalisation is not None:
         shape: tuple[int, ...] = getattr(images, "shape", ())
-        if len(shape) != 4 or any(len(part) not in (1, shape[-1]) for part in normalisation):
+        if len(shape) != 4 or any(np.shape(part) not in ((1,), shape[-1:]) for part in normalisation):
             raise InputError(
                 f"normalisation has a mean and a deviation for each channel, and the first input has shape {shape}; "
                 "pass images (n, height, width, channels), and as many numbers as channels."

@@ -28,6 +28,7 @@ def write_stablehlo(
 
     `inside` makes the variables constants of the program.
     """
+    platforms = [platforms] if isinstance(platforms, str) else list(dict.fromkeys(platforms))
     if not platforms or (unknown := [name for name in platforms if name not in PLATFORMS]):
         wrong = f"There is no platform {unknown[0]!r:.60}" if platforms else "There are no platforms"
         raise InputError(f"{wrong}; use some of {', '.join(PLATFORMS)}.")

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def write_exported(
         "layout": layout_of(variables),
         "arrays": [[list(array.shape), array.dtype.name] for array in arrays],
         "keys": [key_impl(leaf) for leaf in leaves],
-        **origin({str(number): array for number, array in enumerate(arrays)}),
+        **origin(_content(program, arrays)),
     }
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
@@ -65,6 +65,9 @@ def read_exported(path: Path) -> tuple[Program, Any, dict[str, Any]]:
       OSError: it could not be read.
     """
     if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            if file.read(4) == b"PK\3\4":
+                raise InputError(f"{path} is damaged: its end is missing; copy or export it again.")
         onnx = "; onnxruntime runs ONNX files" if path.suffix == ".onnx" else ""
         raise InputError(
             f"{path} is neither a checkpoint nor a network that jaxslim exported{onnx}; give a folder that jaxslim "
@@ -76,7 +79,7 @@ def read_exported(path: Path) -> tuple[Program, Any, dict[str, Any]]:
     except InputError:
         raise
     except (zipfile.BadZipFile, DamageError, LookupError, TypeError, ValueError, NotImplementedError) as error:
-        raise InputError(f"{path} is damaged: {first_line(error)}; export the network again.") from None
+        raise InputError(f"{path} is damaged: {first_line(error)}; copy or export it again.") from None
 
 
 def _read(path: Path, archive: zipfile.ZipFile) -> tuple[Program, Any, dict[str, Any]]:
@@ -95,8 +98,15 @@ def _read(path: Path, archive: zipfile.ZipFile) -> tuple[Program, Any, dict[str,
         if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) * kind.itemsize != len(content):
             raise DamageError(f"its array {number} has not the size that its meta says")
         arrays.append(np.frombuffer(content, kind).reshape(shape))
-    if meta["digest"] != digest({str(number): array for number, array in enumerate(arrays)}):
-        raise DamageError("its arrays are not those that were saved")
+    program = archive.read(_PROGRAM)
+    if meta["digest"] != digest(_content(program, arrays)):
+        raise DamageError("its program or its arrays are not those that were saved")
     leaves = [wrapped(jax.numpy.asarray(array), impl) for array, impl in zip(arrays, meta["keys"], strict=True)]
     variables = build(meta["layout"], leaves)
-    return Program(archive.read(_PROGRAM), meta["program"], meta["layout"], variables), variables, meta
+    return Program(program, meta["program"], meta["layout"], variables), variables, meta
+
+
+def _content(program: bytes, arrays: Sequence[Any]) -> dict[str, Any]:
+    """What the digest is of."""
+    numbered = {str(number): array for number, array in enumerate(arrays)}
+    return {"program": np.frombuffer(program, np.uint8), **numbered}

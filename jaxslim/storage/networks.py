@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jaxslim.core.compose import compose
 from jaxslim.core.graph import ChannelGraph
@@ -15,7 +14,7 @@ from jaxslim.core.paths import leaf_paths
 from jaxslim.core.plan import Plan
 from jaxslim.errors import InputError
 from jaxslim.models import module_class
-from jaxslim.slim.kinds import Network, network
+from jaxslim.slim.kinds import Network, beside, network
 from jaxslim.slim.kinds.equinox import Variables
 from jaxslim.slim.kinds.linen import Narrow
 from jaxslim.slim.prune import Pruned
@@ -49,7 +48,7 @@ def parts(
     model = pruned
     if isinstance(pruned, Pruned):
         model, graph, plan = pruned.module, pruned.graph, pruned.plan
-        variables = _given(pruned.variables) if variables is None else variables
+        variables = beside(pruned.variables) if variables is None else variables
         inputs, call = pruned.inputs if inputs is None else inputs, {**pruned.call, **call}
     ours = None
     if isinstance(model, Narrow):
@@ -102,13 +101,6 @@ def _described(names: Sequence[tuple[str, ...]], plain: Any) -> tuple[dict[str, 
     }
     kept = {number: array for number, array in arrays.items() if array.size}
     return kept, {"variables": {number: shapes[number] for number in kept}, "cut": cut}
-
-
-def _given(variables: Any) -> Any:
-    """What `network` takes for the variables of a `Pruned`, some of which its module holds itself."""
-    if isinstance(variables, nnx.State):
-        return None
-    return variables.state if isinstance(variables, Variables) else variables
 
 
 def _array(name: str, leaf: Any) -> Any:

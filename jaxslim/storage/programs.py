@@ -55,11 +55,24 @@ class Program:
         sizes = {array.shape[0] for array, (shape, _) in zip(given, self._specs, strict=True) if shape[:1] == [None]}
         if len(sizes) > 1:
             raise InputError(f"The inputs have batches of {sorted(sizes)}; the program takes batches of one size.")
+        try:
+            found = self._call(arrays, given)
+        except ValueError as error:
+            raise self._unable(error) from error
         outs = [
             out if impl is None else jax.random.wrap_key_data(out, impl=impl)
-            for out, impl in zip(self._call(arrays, given), self._keys, strict=True)
+            for out, impl in zip(found, self._keys, strict=True)
         ]
         return build(self._outputs, outs)
+
+    def _unable(self, error: ValueError) -> ValueError:
+        """JAX's error, in words of this library where the program was exported for something else."""
+        if "was exported for platforms" in str(error):
+            return InputError(
+                f"The program is for {', '.join(self.platforms)}, and JAX runs on {jax.default_backend()} here; export "
+                "the network for that platform too."
+            )
+        return error
 
     def __repr__(self) -> str:
         return f"Program({', '.join(self.inputs)}; for {', '.join(self.platforms)})"

@@ -13,7 +13,7 @@ import onnx
 from onnx import helper
 
 from jaxslim.errors import InputError, first_line
-from jaxslim.files import UNFINISHED, flush
+from jaxslim.files import UNFINISHED, flush, naming, nearest
 from jaxslim.interop.evaluation import Evaluation, Exported, check_agreement
 from jaxslim.interop.onnx.model import compare, convert
 from jaxslim.slim import check
@@ -31,17 +31,19 @@ def write_onnx(path: Path, evaluation: Evaluation, opset: int, *, inside: bool, 
         raise InputError(f"{data} exists already and is not overwritten; choose another name.")
     run, variables, inputs, _, open_batch = evaluation
     model = convert(run, variables, inputs, opset=opset, open_batch=open_batch, metadata=_texts(evaluation))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=path.parent))
+    place = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=nearest(path.parent)))
     try:
-        _save(model, place / path.name, None if inside else data.name)
+        with naming(path):
+            _save(model, place / path.name, None if inside else data.name)
         examples = check.examples(inputs)
         expected = check.outputs(run, variables, examples)
-        gap = compare(place / path.name, expected, jax.tree.leaves(examples))
+        fed = list(map(raw, jax.tree.leaves(examples)))  # numbers as JAX takes them, of 32 bits
+        gap = compare(place / path.name, expected, fed)
         if gap is not None:
             check_agreement(gap, evaluation, tolerance, "onnxruntime")
         files = [file for file in (data, path) if (place / file.name).exists()]
         flush(*(place / file.name for file in files))
+        path.parent.mkdir(parents=True, exist_ok=True)
         for file in files:
             os.replace(place / file.name, file)
         flush(path.parent)
@@ -62,6 +64,7 @@ def _save(model: Any, file: Path, data: str | None) -> None:
         if data is None:
             onnx.save_model(model, file)
         else:
+            (file.parent / data).touch()  # onnx would make it readable for its owner alone
             onnx.save_model(model, file, save_as_external_data=True, location=data)
     except (ValueError, MemoryError) as error:  # protobuf holds two gigabytes
         raise InputError(

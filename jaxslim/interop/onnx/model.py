@@ -62,8 +62,10 @@ def convert(
       InputError: a primitive has no rule, or the opset lacks an operator.
     """
     newest = onnx.defs.onnx_opset_version()
-    if not LEAST_OPSET <= opset <= newest:
-        raise InputError(f"opset is {opset}; it must be from {LEAST_OPSET} to {newest}, which this onnx package knows.")
+    if type(opset) is not int or not LEAST_OPSET <= opset <= newest:
+        raise InputError(
+            f"opset is {opset!r:.60}; it must be from {LEAST_OPSET} to {newest}, which this onnx package knows."
+        )
     given, structure = jax.tree.flatten(jax.eval_shape(lambda tree: tree, tuple(inputs)))
     opened = _opened(given) if open_batch is not False else None
     if opened is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from jaxslim.errors import InputError, quoted
 from jaxslim.slim.kinds.network import Mode, Network, Plain
 
-__all__ = ["Mode", "Network", "Plain", "network"]
+__all__ = ["Mode", "Network", "Plain", "beside", "network"]
 
 KINDS = (
     "a Flax Linen or NNX module, an Equinox module, a Keras model on the JAX backend, the functions that Haiku's "
@@ -58,6 +58,13 @@ def network(
     module = importlib.import_module(f"{__name__}.{kind}")  # only the framework of the model is needed
     described: Network = module.network(model, variables, inputs, dict(call or {}), modes)
     return described
+
+
+def beside(variables: Any) -> Any:
+    """What `network` takes of the variables of a `Pruned`: those that its module does not hold itself."""
+    if _is_a(variables, "flax.nnx", "State"):
+        return None
+    return variables.state if _is_a(variables, f"{__name__}.equinox", "Variables") else variables
 
 
 def _is_a(model: Any, package: str, name: str) -> bool:
