@@ -294,12 +294,19 @@ def test_the_command_writes_onnx_by_the_suffix(checkpoint, tmp_path, capsys):
 
 def test_the_command_needs_a_shape_and_a_normalisation(cut, checkpoint, tmp_path):
     bare = jaxslim.save(tmp_path / "bare", cut.module, cut.variables)
-    with pytest.raises(jaxslim.InputError, match="does not name its images' shape; call jaxslim"):
+    with pytest.raises(jaxslim.InputError, match=r"does not name its images' shape; save it with .*, or call jaxslim"):
         main(["export", str(bare), "--out", str(tmp_path / "net")])
     shaped = jaxslim.save(tmp_path / "shaped", cut.module, cut.variables, {"image_shape": [8, 8, 3]})
     with pytest.raises(jaxslim.InputError, match="names no normalisation of its images; leave --uint8 out"):
         main(["export", str(shaped), "--out", str(tmp_path / "net"), "--uint8"])
     assert not (tmp_path / "net").exists()
+
+
+def test_the_command_takes_no_file_of_its_own(file, tmp_path):
+    for name in ("net", "net.onnx"):
+        with pytest.raises(jaxslim.InputError, match="is a file of jaxslim export; give the checkpoint"):
+            main(["export", str(file), "--out", str(tmp_path / name)])
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_network_of_your_own_code(tmp_path):
