@@ -235,7 +235,8 @@ def test_what_cannot_be_exported(cut, file, tmp_path):
     refused(path, cut, tolerance=-1.0, match="tolerance is -1.0; it must be at least 0")
     refused(path, cut, tolerance=np.nan, match="tolerance is nan; it must be at least 0")
     refused(path, cut, meta={"of": np.ones(2)}, match="meta holds no JSON at 'of' .*; use lists and dicts")
-    refused(path, cut, normalisation=(0.5, 0.5), match="a mean and a deviation for each channel")
+    for numbers in ((0.5, 0.5), 0.5, ((0.5,),)):
+        refused(path, cut, normalisation=numbers, match="a mean and a deviation for each channel")
     refused(path, cut, normalisation=((0.5, 0.5), (1.0, 1.0)), match="a mean and a deviation for each channel")
     refused(path, lambda w, x: (x, x), jnp.ones(2), zoo.normal(2, 3), argmax=True, match="returns one array of logits")
     refused(path, cut.module, cut.variables, match="There are no inputs to trace the model with")
