@@ -389,7 +389,7 @@ def test_ctrl_c_says_how_to_go_on(call, monkeypatch):
 
     monkeypatch.setattr(importlib.import_module("jaxslim.training.loop"), "train", stopped)
     done = call(train_command)
-    assert_one_message(done, "stopped; run the same command again, and training goes on from its latest", code=130)
+    assert_one_message(done, "stopped; run the same command again. A training run goes on", code=130)
 
 
 def test_ctrl_c_that_an_import_turns_into_another_error(capsys):
@@ -409,6 +409,30 @@ def test_ctrl_c_that_an_import_turns_into_another_error(capsys):
     assert caught.value.code == 130
     assert capsys.readouterr().err.startswith("jaxslim: stopped; run the same command again")
     assert after is signal.default_int_handler
+
+
+def test_ctrl_c_in_a_callback_is_not_lost(tmp_path):
+    """As one during garbage collection, whose exceptions Python prints and drops."""
+    code = (
+        "import os, signal, time\n"
+        "from jaxslim.commands import cli\n"
+        "class Last:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(0.01)\n"
+        "def main(argv):\n"
+        "    Last()\n"
+        "    time.sleep(20)\n"
+        "    print('went on')\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "cli.run(main, [])\n"
+    )
+    done = python("-c", code, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert (
+        done.stderr
+        == "jaxslim: stopped; run the same command again. A training run goes on from its latest checkpoint.\n"
+    )
 
 
 # Fine-tuning

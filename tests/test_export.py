@@ -235,7 +235,8 @@ def test_what_cannot_be_exported(cut, file, tmp_path):
     refused(path, cut, tolerance=-1.0, match="tolerance is -1.0; it must be at least 0")
     refused(path, cut, tolerance=np.nan, match="tolerance is nan; it must be at least 0")
     refused(path, cut, meta={"of": np.ones(2)}, match="meta holds no JSON at 'of' .*; use lists and dicts")
-    refused(path, cut, normalisation=(0.5, 0.5), match="a mean and a deviation for each channel")
+    for numbers in ((0.5, 0.5), 0.5, ((0.5,),)):
+        refused(path, cut, normalisation=numbers, match="a mean and a deviation for each channel")
     refused(path, cut, normalisation=((0.5, 0.5), (1.0, 1.0)), match="a mean and a deviation for each channel")
     refused(path, lambda w, x: (x, x), jnp.ones(2), zoo.normal(2, 3), argmax=True, match="returns one array of logits")
     refused(path, cut.module, cut.variables, match="There are no inputs to trace the model with")
@@ -294,12 +295,19 @@ def test_the_command_writes_onnx_by_the_suffix(checkpoint, tmp_path, capsys):
 
 def test_the_command_needs_a_shape_and_a_normalisation(cut, checkpoint, tmp_path):
     bare = jaxslim.save(tmp_path / "bare", cut.module, cut.variables)
-    with pytest.raises(jaxslim.InputError, match="does not name its images' shape; call jaxslim"):
+    with pytest.raises(jaxslim.InputError, match=r"does not name its images' shape; save it with .*, or call jaxslim"):
         main(["export", str(bare), "--out", str(tmp_path / "net")])
     shaped = jaxslim.save(tmp_path / "shaped", cut.module, cut.variables, {"image_shape": [8, 8, 3]})
     with pytest.raises(jaxslim.InputError, match="names no normalisation of its images; leave --uint8 out"):
         main(["export", str(shaped), "--out", str(tmp_path / "net"), "--uint8"])
     assert not (tmp_path / "net").exists()
+
+
+def test_the_command_takes_no_file_of_its_own(file, tmp_path):
+    for name in ("net", "net.onnx"):
+        with pytest.raises(jaxslim.InputError, match="is a file of jaxslim export; give the checkpoint"):
+            main(["export", str(file), "--out", str(tmp_path / name)])
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_network_of_your_own_code(tmp_path):

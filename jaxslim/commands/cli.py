@@ -46,7 +46,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         advice = "lower the batch size or the image size, or the network's widths."
         _fail(f"the memory is too small ({reason}); {advice}", 2)
     except KeyboardInterrupt:
-        _fail("stopped; run the same command again, and training goes on from its latest checkpoint.", 130)
+        _fail("stopped; run the same command again. A training run goes on from its latest checkpoint.", 130)
 
 
 def start_jax() -> None:
@@ -95,8 +95,11 @@ def _quieten_libraries() -> None:
 
 
 def _report_unraisable(unraisable: Any) -> None:
-    """Leave out what threads of orbax add to a write that failed and was reported."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+    """Send Ctrl-C again that a callback of Python's or JAX's swallowed, and leave out what threads of orbax add to a
+    write that failed and was reported."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+    elif str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 

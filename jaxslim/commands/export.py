@@ -66,6 +66,8 @@ def main(argv: list[str]) -> None:
     module, variables, meta = checkpoint.load(options.checkpoint)
     chosen = {field: getattr(options, field) for field in ("format", "weights", "platforms", "derivative", "opset")}
     is_onnx = options.format == "onnx" or (options.format is None and options.out.endswith(".onnx"))
+    if "exported" in meta:
+        raise InputError(f"{options.checkpoint} is a file of jaxslim export; give the checkpoint that it was made of.")
     if isinstance(module, Program):
         if is_onnx:
             raise InputError(
@@ -76,7 +78,10 @@ def main(argv: list[str]) -> None:
     elif is_onnx and hasattr(getattr(module, "whole", module), "dtype"):
         module = module.clone(dtype=jnp.float32)  # runtimes of ONNX lack bfloat16
     if "image_shape" not in meta:
-        raise InputError(f"{options.checkpoint} does not name its images' shape; call jaxslim.export in its place.")
+        raise InputError(
+            f"{options.checkpoint} does not name its images' shape; save it with meta={{'image_shape': [32, 32, 3]}}, "
+            "or call jaxslim.export(FILE, module, variables, images)."
+        )
     images = jax.ShapeDtypeStruct((options.batch or 2, *meta["image_shape"]), jnp.float32)
     about, pixels = _about(meta), _pixels(meta)
     if options.uint8 and pixels is None:

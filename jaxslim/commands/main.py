@@ -32,7 +32,7 @@ Examples:
   jaxslim sweep runs/digits-sparse     see what each share of channels cut costs
   jaxslim train --list                 list the configs for CIFAR and the digits
 
-`jaxslim COMMAND --help` explains a command; each ends by printing the next one to run."""
+`jaxslim COMMAND --help` explains a command. Those that make a network print the next one to run."""
 
 
 def run_command() -> None:

@@ -141,7 +141,8 @@ def _wrapped(
     images: Any = next(iter(inputs))
     if normalisation is not None:
         shape: tuple[int, ...] = getattr(images, "shape", ())
-        if len(shape) != 4 or any(np.shape(part) not in ((1,), shape[-1:]) for part in normalisation):
+        pair = normalisation if isinstance(normalisation, tuple | list) and len(normalisation) == 2 else ((), ())
+        if len(shape) != 4 or any(np.shape(part) not in ((1,), shape[-1:]) for part in pair):
             raise InputError(
                 f"normalisation has a mean and a deviation for each channel, and the first input has shape {shape}; "
                 "pass images (n, height, width, channels), and as many numbers as channels."
