@@ -98,6 +98,19 @@ def pool(x: Any, rng: np.random.Generator) -> Any:
     return total / (counts if rng.integers(2) else 2)
 
 
+def pool_further(x: Any, rng: np.random.Generator) -> Any:
+    """Windows that begin outside or leave elements out, on gaps, over axes that lie apart, and from a number on."""
+    axis, first = _axis(x, rng), _axis(x, rng)
+    window = tuple(2 if k in (axis, first) else 1 for k in range(x.ndim))
+    pads = tuple(tuple(int(n) for n in rng.integers(0, 4, 2)) if k == axis else (0, 0) for k in range(x.ndim))
+    pads = tuple((-1, 1) if k == first and x.shape[k] > 2 else pad for k, pad in enumerate(pads))
+    gaps = tuple(int(rng.integers(1, 3)) if k == axis else 1 for k in range(x.ndim))
+    start, reduction = [(0.3, lax.max), (0.0, lax.add), (-0.2, lax.min), (0.1, lax.add)][int(rng.integers(4))]
+    if any(n + sum(pad) < size for n, pad, size in zip(x.shape, pads, window, strict=True)):
+        return x
+    return lax.reduce_window(x, start, reduction, window, window, pads, gaps)
+
+
 def larger_of_pairs(x: Any, rng: np.random.Generator) -> Any:
     axis = _axis(x, rng)
     even = x.shape[axis] // 2 * 2
@@ -178,8 +191,29 @@ def choose_along(x: Any, rng: np.random.Generator) -> Any:
     return jnp.take_along_axis(x, jnp.argmax(x, axis, keepdims=True), axis)
 
 
+def fill(x: Any, rng: np.random.Generator) -> Any:
+    """A number where the index is outside."""
+    axis = _axis(x, rng)
+    return jnp.take(x, jnp.argsort(_totals(x, axis)) + 1, axis, mode="fill", fill_value=0.5)
+
+
 def sort(x: Any, rng: np.random.Generator) -> Any:
-    return jnp.sort(x, _axis(x, rng))
+    axis = _axis(x, rng)
+    if rng.integers(2):
+        return jnp.sort(x, axis)
+    return lax.sort((jnp.round(x), jnp.round(2 * x) > 0, x), dimension=axis, num_keys=2)[2]
+
+
+def search(x: Any, rng: np.random.Generator) -> Any:
+    edges = np.linspace(-1, 1, 7, dtype=np.float32)
+    return x + jnp.searchsorted(edges, x, side=("left", "right")[int(rng.integers(2))])
+
+
+def empty(x: Any, rng: np.random.Generator) -> Any:
+    """Without elements in between, as where one of several sides is padded."""
+    axis = _axis(x, rng)
+    none = jnp.repeat(lax.slice_in_dim(x, 0, 1, axis=axis), 0, axis)
+    return jnp.concatenate([none, x, none], axis) + none.sum(axis, keepdims=True)
 
 
 def run_along(x: Any, rng: np.random.Generator) -> Any:
@@ -247,6 +281,8 @@ def curve(x: Any, rng: np.random.Generator) -> Any:
         lambda y: y % 0.7, lambda y: jnp.arctan2(y, y - 0.3), lambda y: jnp.clip(y, -0.5, 0.5), jax.nn.mish, jnp.expm1,
         lambda y: jnp.where(y > 0, y, 0.1), lambda y: jnp.exp2(-abs(y)), lambda y: lax.integer_pow(1 + abs(y), -2),
         lambda y: jnp.isfinite(y) * y, lambda y: (y > 0.2).astype(jnp.float32) - ((y < 0) & (y > -1)), lax.erfc,
+        lambda y: ((y * 9).astype(jnp.int32) << 2 >> 3) + ((y * 9).astype(jnp.int32).astype(jnp.uint8) >> 5) * y,
+        lambda y: lax.cummax((y * 9).astype(jnp.int32), 1) + y,
         lambda y: jnp.where((y.astype(jnp.int32) ^ 3) % 2 == 1, y, -y), lambda y: y ** 3, jnp.reciprocal,
         lambda y: jnp.hypot(y, 1.0), jnp.sinh, jnp.arcsinh, lambda y: jax.nn.one_hot(y.argmax(-1), y.shape[-1]) + y,
     ]  # fmt: skip
@@ -256,9 +292,9 @@ def curve(x: Any, rng: np.random.Generator) -> Any:
 OPERATIONS: dict[str, Operation] = {
     one.__name__: one
     for one in (
-        transpose, split_axis, merge_axes, unit_axis, squeeze, convolve, pool, larger_of_pairs, dense, attend, affine,
-        normalise, gate, reduce, pad, cut, choose, choose_computed, choose_along, sort, run_along, join, roll, stack,
-        slide, scatter, loop, halve, branch, curve,
+        transpose, split_axis, merge_axes, unit_axis, squeeze, convolve, pool, pool_further, larger_of_pairs, dense,
+        attend, affine, normalise, gate, reduce, pad, cut, choose, choose_computed, choose_along, fill, sort, search,
+        empty, run_along, join, roll, stack, slide, scatter, loop, halve, branch, curve,
     )
 }  # fmt: skip
 MOST = 2000

@@ -118,6 +118,8 @@ def test_a_norm_without_a_layer_is_one_factor_and_one_shift():
     assert difference(PreActivation().apply(variables, x), apply(folded, x)) < 1e-6
     assert [name for name in primitives(apply, folded, x) if name in ("mul", "sub", "rsqrt", "div")] == ["mul"]
     assert folded["params"]["BatchNorm_0"].keys() == {"scale", "bias"}
+    gradient = jax.grad(lambda x: PreActivation().apply(variables, x).sum())(x)
+    assert difference(gradient, jax.jit(jax.grad(lambda x: apply(folded, x).sum()))(x)) < 1e-5
 
 
 def test_nnx_modules_fold():

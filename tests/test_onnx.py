@@ -169,6 +169,48 @@ def test_average_pooling(padding, counted):
     assert difference([np.asarray(apply({}, x))], outputs(model, x)) < 1e-6
 
 
+def test_pooling_over_many_axes():
+    """A runtime pools three axes beside image and channel; those of a batch inside a batch are merged."""
+
+    def apply(variables, x):
+        return nn.avg_pool(x, (2, 2, 2), (2, 2, 2))
+
+    model = convert(apply, {}, (x := zoo.normal(2, 3, 4, 4, 4, 3),), opset=18)
+    more = zoo.normal(5, 3, 4, 4, 4, 3)
+    assert difference([np.asarray(apply({}, more))], outputs(model, more)) < 1e-6
+    assert kinds(model)["AveragePool"] == 1
+    assert x.shape[0] != more.shape[0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("stored", [True, False])
+def test_half_precision(tmp_path, dtype, stored):
+    """Whether the parameters are kept in it or the layers compute in it; bfloat16 is float32 in the file."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.BatchNorm(use_running_average=True, dtype=dtype)(nn.Conv(4, (3, 3), dtype=dtype)(x))
+            return nn.Dense(3, dtype=dtype)(nn.max_pool(nn.softplus(x), (2, 2), (2, 2)).mean((1, 2)))
+
+    variables = zoo.filled(jax.eval_shape(Net().init, jax.random.key(0), x := zoo.normal(2, 6, 6, 3)))
+    if stored:
+        variables, x = jax.tree.map(lambda leaf: leaf.astype(dtype), (variables, jnp.asarray(x)))
+    done = jaxslim.export(tmp_path / "net.onnx", Net(), variables, x)
+    given = "float16" if stored and dtype == jnp.float16 else "float32"
+    assert done.inputs == (f"{given}[batch,6,6,3]",)
+    assert done.difference < 1e-2
+
+
+def test_noise_of_a_stored_key_is_a_constant():
+    def apply(variables, x):
+        return x + jax.random.normal(variables["key"], (1, *x.shape[1:]))
+
+    model = convert(apply, variables := {"key": jax.random.key(3)}, (x := zoo.normal(2, 3, 4),), opset=13)
+    assert kinds(model) == {"Add": 1, "Identity": 1}
+    assert difference([np.asarray(apply(variables, x))], outputs(model, x)) < 1e-6
+
+
 def test_softmax_and_clips_are_recognised():
     def apply(variables, x):
         return jax.nn.softmax(jax.nn.relu6(x), axis=1)
