@@ -120,8 +120,9 @@ def save(home, path, **changes):
     return jaxslim.save(path, module, variables, {name: value for name, value in known.items() if value is not None})
 
 
-def test_names_of_classes_and_of_none(call, home, photos, tmp_path):
-    file = photos / "test" / "ant" / "grey.png"
+def test_names_of_classes_and_of_none(call, home, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos / "test" / "ant")
+    file = "grey.png"
     named = call(save(home, tmp_path / "named", class_names=["[red]ant", "bee with a long name", "cat"]), file)
     for name in (r"\[red\]ant", "bee with a long name", "cat"):
         assert re.search(rf" {name} +\d+\.\d\d%", named.out)

@@ -30,7 +30,7 @@ from jaxslim.slim.kinds.linen import Narrow
 from jaxslim.slim.prune import Pruned
 from jaxslim.storage import networks
 from jaxslim.storage.exported import read_exported
-from jaxslim.storage.history import damaged, fault, find, read_meta
+from jaxslim.storage.history import damaged, fault, find, is_of_run, read_meta
 from jaxslim.storage.integrity import DamageError, digest, seal
 from jaxslim.storage.metadata import CUT_FORMAT, arrays, build, check_image_shape, describe, origin
 
@@ -140,7 +140,7 @@ def load(path: str | Path, module_type: type | None = None, *, module: Any = Non
       OSError: a file could not be read.
       RuntimeError: JAX cannot start its backend, or has too little memory.
     """
-    if Path(path).is_file():
+    if Path(path).is_file() and not is_of_run(Path(path).absolute()):
         return Loaded(*read_exported(Path(path).absolute()))
     while True:
         folder = find(path)
