@@ -217,7 +217,7 @@ def _laid_out(linear: Node, layouts: Sequence[Node], last: int) -> list[Node]:
 def _equation(operation: Callable[[Any, Any], Any], source: Any) -> Equation:
     """The equation of an operation on two arrays; its parameters are other ones in other versions of JAX."""
     (eqn,) = jax.make_jaxpr(operation)(0.0, 0.0).eqns
-    return Equation(eqn.primitive, eqn.params, (), (), source, ())
+    return Equation(eqn.primitive, eqn.params, eqn.invars, eqn.outvars, source, ())
 
 
 def _is_longer(chain: Sequence[Affine]) -> bool:
