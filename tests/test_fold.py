@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 from hypothesis import given, settings
+from jax import lax
 from zoo import difference, filled, normal
 
 import jaxslim
@@ -120,6 +121,43 @@ def test_a_norm_without_a_layer_is_one_factor_and_one_shift():
     assert folded["params"]["BatchNorm_0"].keys() == {"scale", "bias"}
     gradient = jax.grad(lambda x: PreActivation().apply(variables, x).sum())(x)
     assert difference(gradient, jax.jit(jax.grad(lambda x: apply(folded, x).sum()))(x)) < 1e-5
+
+
+LAYOUTS = {
+    "a batch of one": lambda y, add: add(y[0], 0),
+    "channels moved": lambda y, add: add(y.transpose(0, 2, 3, 1), 3),
+    "a batch inside": lambda y, add: add(y.reshape(1, -1, 6, 4, 1, 5), 2),
+    "several": lambda y, add: add(add(y[:, None], 2).transpose(2, 1, 0, 3, 4), 0),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_norm_behind_another_layout(name):
+    """As Equinox has it, whose layers take one example."""
+
+    def apply(variables, x):
+        def add(y, axis):
+            long = [6 if k == axis else 1 for k in range(y.ndim)]
+            return y * variables["scale"].reshape(long) - variables["mean"].reshape(long)
+
+        images = x[:1] if name == "a batch of one" else x
+        return LAYOUTS[name](lax.conv(images, variables["kernel"], (1, 1), "SAME"), add)
+
+    variables = {"kernel": normal(6, 2, 3, 3), "scale": normal(6, seed=2), "mean": normal(6, seed=3)}
+    folded = jaxslim.fold(apply, variables, x := normal(3, 2, 4, 5))
+    assert difference(apply(variables, x), folded.apply(folded.variables, x)) < 1e-6
+    assert not {"mul", "sub"} & {*primitives(folded.apply, folded.variables, x)}
+    assert folded.variables.keys() == {"kernel", "bias"}
+
+
+def test_axes_that_are_merged_or_split_are_no_axes_of_the_kernel():
+    def apply(variables, x):
+        y = (x @ variables["kernel"]).reshape(-1, 2, 3) * variables["split"][None, None]
+        return (x @ variables["kernel"]).reshape(1, -1) * variables["merged"][None] + y.sum()
+
+    variables = {"kernel": normal(4, 6), "split": normal(3, seed=2), "merged": normal(12, seed=3)}
+    folded = jaxslim.fold(apply, variables, x := normal(2, 4))
+    assert difference(apply(variables, x), folded.apply(folded.variables, x)) < 1e-6
 
 
 def test_nnx_modules_fold():

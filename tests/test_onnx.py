@@ -211,6 +211,20 @@ def test_noise_of_a_stored_key_is_a_constant():
     assert difference([np.asarray(apply(variables, x))], outputs(model, x)) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_short_integers(dtype):
+    """Arithmetic of which wraps around; the oldest opset has none of them."""
+
+    def apply(variables, x):
+        return (x * 3 - 5, x + x, x // 2)
+
+    x = np.array([[0, 100, 7], [1, 127, 90]], dtype)
+    model = convert(apply, {}, (x,), opset=13)
+    onnx.checker.check_model(model, full_check=True)
+    for wanted, got in zip(apply({}, jnp.asarray(x)), outputs(model, x), strict=True):
+        np.testing.assert_array_equal(wanted, got)
+
+
 def test_softmax_and_clips_are_recognised():
     def apply(variables, x):
         return jax.nn.softmax(jax.nn.relu6(x), axis=1)

@@ -12,7 +12,7 @@ class Operand(NamedTuple):
 
     number: int
     axes: tuple[int, ...]
-    """For each axis of the array, the axis of the result."""
+    """For each axis of the array, the axis of the result; of one of length 1 it does not count."""
 
 
 class Affine(NamedTuple):
@@ -77,8 +77,10 @@ def trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _spread(array: Any, axes: tuple[int, ...], rank: int) -> Any:
-    """An array with its axes at the places `axes` of `rank`; those places ascend."""
-    shape = [1] * rank
-    for axis, n in zip(axes, np.shape(array), strict=True):
-        shape[axis] = n
-    return jnp.reshape(array, shape)
+    """An array with its axes at the places `axes` of `rank`."""
+    sizes = {axis: n for axis, n in zip(axes, np.shape(array), strict=True) if n != 1}
+    long = [axis for axis, n in zip(axes, np.shape(array), strict=True) if n != 1]
+    lies = jnp.transpose(
+        jnp.reshape(array, [sizes[axis] for axis in long]), sorted(range(len(long)), key=long.__getitem__)
+    )
+    return jnp.reshape(lies, [sizes.get(axis, 1) for axis in range(rank)])

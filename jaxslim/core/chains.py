@@ -1,7 +1,8 @@
 """Finds chains of affine steps in a program, and puts one layer, or one factor and one shift, in place of each."""
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jaxslim.core.affine import Affine, Made, Operand, trimmed
 from jaxslim.core.flat import Flat, Node
 from jaxslim.core.symbols import Equation
 
+_LAYOUTS = ("broadcast_in_dim", "reshape", "squeeze", "transpose")
 _AFFINE = ("add", "add_any", "sub", "mul", "div", "neg")
 
 
@@ -38,14 +40,14 @@ class Chains:
                 continue
             kernel = self._kernel(node)
             if kernel is not None:
-                chain, last = self._chain(node.outs[0], {out for out, _ in kernel[1]})
+                chain, last, layouts = self._chain(node.outs[0], {out for out, _ in kernel[1]})
                 if chain:
                     gone.update(self._between(node.outs[0], last))
-                    found.append(self._linear(node, *kernel, chain, last))
+                    found += _laid_out(self._linear(node, *kernel, chain), layouts, last)
                     continue
             elif (step := self._step(node, node.outs[0])) is not None:
                 number, first = step
-                chain, last = self._chain(node.outs[0], set(range(len(self._shape(node.outs[0])))))
+                chain, last, _ = self._chain(node.outs[0])
                 if chain and _is_longer((first, *chain)):
                     gone.update(self._between(node.outs[0], last))
                     found += self._factor_and_shift(number, (first, *chain), last, node)
@@ -82,17 +84,46 @@ class Chains:
         floats = jnp.issubdtype(dtype, jnp.floating) and self.flat.avals[kernel].dtype == dtype
         return (position, axes) if kernel in self.known and other not in self.known and floats else None
 
-    def _chain(self, value: int, axes: set[int]) -> tuple[tuple[Affine, ...], int]:
-        """The steps behind a value that nothing else reads, by operands that vary along `axes` alone."""
+    def _chain(self, value: int, axes: set[int] | None = None) -> tuple[tuple[Affine, ...], int, tuple[Node, ...]]:
+        """The steps behind a value that nothing else reads, in terms of its axes, and the number of their result.
+
+        With `axes`, operands vary along these alone, and equations between the steps may lay the value out anew, as the
+        squeeze of a batch of one does; these equations come third.
+        """
         chain: list[Affine] = []
+        layouts: list[Node] = []
+        origin = {axis: axis for axis in range(len(self._shape(value)))}  # of the axes of what the chain has come to
+        last, before = value, 0
         while value not in self.outputs and len(self.users[value]) == 1:
             (node,) = self.users[value]
-            step = self._step(node, value, axes)
-            if step is None or step[0] != value:
-                break
-            chain.append(step[1])
+            if axes is not None and (places := self._places(node)) is not None:
+                origin = {new: origin[old] for old, new in places.items() if old in origin}
+                layouts.append(node)
+            else:
+                allowed = None if axes is None else {axis for axis, first in origin.items() if first in axes}
+                step = self._step(node, value, allowed)
+                if step is None or step[0] != value:
+                    break
+                chain.append(_moved(step[1], origin))
+                last, before = node.outs[0], len(layouts)
             (value,) = node.outs
-        return tuple(chain), value
+        return tuple(chain), last, tuple(layouts[:before])
+
+    def _places(self, node: Node) -> dict[int, int] | None:
+        """Where the axes of a value lie after an equation that lays it out anew, if they are kept; None for others."""
+        name, params = node.eqn.primitive.name, node.eqn.params
+        if name not in _LAYOUTS or len(node.ins) != 1:
+            return None
+        before, after = self._shape(node.ins[0]), self._shape(node.outs[0])
+        if name == "transpose":
+            return {old: new for new, old in enumerate(params["permutation"])}
+        if params.get("dimensions") is not None and name == "reshape":
+            return None
+        if str(math.prod(before)) != str(math.prod(after)):
+            return None
+        ends = {(str(math.prod(after[:new])), str(n)): new for new, n in enumerate(after) if n != 1}
+        keys = ((old, (str(math.prod(before[:old])), str(n))) for old, n in enumerate(before) if n != 1)
+        return {old: ends[key] for old, key in keys if key in ends}
 
     def _step(self, node: Node, like: int, axes: set[int] | None = None) -> tuple[int, Affine] | None:
         """An equation as an affine step of a value of the shape and dtype of `like`: this value, and the step."""
@@ -131,9 +162,7 @@ class Chains:
     def _shape(self, number: int) -> tuple[Any, ...]:
         return tuple(self.flat.avals[number].shape)
 
-    def _linear(
-        self, node: Node, position: int, axes: tuple[tuple[int, int], ...], chain: tuple[Affine, ...], last: int
-    ) -> Node:
+    def _linear(self, node: Node, position: int, axes: tuple[tuple[int, int], ...], chain: tuple[Affine, ...]) -> Node:
         """The convolution or product that includes the chain behind it."""
         rank, dtype = len(self._shape(node.outs[0])), self.flat.avals[node.outs[0]].dtype
         ins = list(node.ins)
@@ -141,7 +170,7 @@ class Chains:
             ins[position] = self._new(Made(node.ins[position], chain, axes, rank, False, dtype))
         shifts = any(step.name in ("add", "sub") for step in chain)
         bias = self._new(Made(None, chain, axes, rank, True, dtype)) if shifts else None
-        return Node(node.eqn, tuple(ins), (last,), node.source, bias)
+        return node._replace(ins=tuple(ins), bias=bias)
 
     def _factor_and_shift(self, number: int, chain: tuple[Affine, ...], last: int, node: Node) -> list[Node]:
         rank, aval = len(self._shape(node.outs[0])), self.flat.avals[last]
@@ -168,10 +197,27 @@ class Chains:
         return number
 
 
+def _moved(step: Affine, origin: Mapping[int, int]) -> Affine:
+    """A step whose operand lies along the axes where those of its value come from; axes of length 1 may have none."""
+    if step.operand is None:
+        return step
+    number, axes = step.operand
+    return step._replace(operand=Operand(number, tuple(origin.get(axis, -1) for axis in axes)))
+
+
+def _laid_out(linear: Node, layouts: Sequence[Node], last: int) -> list[Node]:
+    """An equation, then layouts of its result, the last of which is the value `last`."""
+    outs = [*(node.outs[0] for node in (linear, *layouts[:-1])), last][-len(layouts) - 1 :]
+    found = [linear._replace(outs=(outs[0],))]
+    return found + [
+        node._replace(ins=(before,), outs=(out,)) for node, before, out in zip(layouts, outs, outs[1:], strict=False)
+    ]
+
+
 def _equation(operation: Callable[[Any, Any], Any], source: Any) -> Equation:
     """The equation of an operation on two arrays; its parameters are other ones in other versions of JAX."""
     (eqn,) = jax.make_jaxpr(operation)(0.0, 0.0).eqns
-    return Equation(eqn.primitive, eqn.params, (), (), source, ())
+    return Equation(eqn.primitive, eqn.params, eqn.invars, eqn.outvars, source, ())
 
 
 def _is_longer(chain: Sequence[Affine]) -> bool:

@@ -50,7 +50,8 @@ def export(
       *inputs: what the model is called with: pytrees of arrays or `ShapeDtypeStruct`s; of a `Pruned`, they may be left
         out.
       format: "stablehlo", which `jaxslim.load` reads (without the network's code) and JAX runs, or "onnx". By default
-        the suffix of `path` decides: ONNX for `.onnx`.
+        the suffix of `path` decides: ONNX for `.onnx`. An ONNX file computes in float32 what the network computes in
+        bfloat16, since runtimes on a CPU lack it.
       weights: "inside" makes the parameters constants of the program. "beside" keeps them apart: in StableHLO `apply`
         takes them, in ONNX they lie in a second file, PATH.data.
       normalisation: mean and deviation by channel of pixels in [0, 1]. The file then takes uint8 images.

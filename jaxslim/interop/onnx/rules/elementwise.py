@@ -55,6 +55,19 @@ def _as_integers(kind: str) -> Write:
     return write
 
 
+def _arithmetic(kind: str) -> Write:
+    """Arithmetic, of short integers as longer ones where the opset lacks them."""
+
+    def write(graph: Graph, eqn: Any, names: list[str]) -> str:
+        dtype = np.dtype(eqn.invars[0].aval.dtype)
+        if graph.opset >= 14 or dtype.itemsize > 2 or dtype.kind not in "iu":
+            return graph.one(kind, *names)
+        found = graph.one(kind, *(graph.one("Cast", name, to=onnx_type(np.int32)) for name in names))
+        return graph.one("Cast", found, to=onnx_type(dtype))
+
+    return write
+
+
 def _integer_pow(graph: Graph, eqn: Any, names: list[str]) -> str:
     power, (x,) = eqn.params["y"], names
     if power == 2:
@@ -215,10 +228,6 @@ def _not_equal(graph: Graph, eqn: Any, names: list[str]) -> str:
 
 
 _SAME_NAME = {
-    **dict.fromkeys(("add", "add_any"), "Add"),
-    "sub": "Sub",
-    "div": "Div",
-    "mul": "Mul",
     "pow": "Pow",
     "neg": "Neg",
     "abs": "Abs",
@@ -230,10 +239,12 @@ _SAME_NAME = {
     "log": "Log",
     **dict.fromkeys(("eq", "eq_to"), "Equal"),
 }
+_ARITHMETIC = {"add": "Add", "add_any": "Add", "sub": "Sub", "mul": "Mul", "div": "Div"}
 _CURVES = ("tanh", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh")
 _FOR_FLOATS = {name: name.capitalize() for name in ("floor", "ceil", *_CURVES)}
 _WRITTEN: dict[str, Write] = {
     **{name: _named(kind) for name, kind in _SAME_NAME.items()},
+    **{name: _arithmetic(kind) for name, kind in _ARITHMETIC.items()},
     **{name: _unary(kind) for name, kind in _FOR_FLOATS.items()},
     **{name: _as_integers(kind) for name, kind in (("lt", "Less"), ("le", "LessOrEqual"))},
     **{name: _as_integers(kind) for name, kind in (("gt", "Greater"), ("ge", "GreaterOrEqual"))},

@@ -177,8 +177,8 @@ def _scattered(emitter: Emitter, node: Node, line: _Line, reduction: str, is_dro
     places = graph.one("Expand", places, graph.shape(emitter.shape(updates)))
     vectors = [graph.reshape(name, [math.prod(emitter.shape(updates))]) for name in (places, emitter.tensor(updates))]
     options = {"reduction": reduction} if reduction != "none" else {}
-    if options and graph.opset < (18 if reduction in ("max", "min") else 16):
-        raise unsupported(f"{node.eqn.primitive.name} below opset 18", graph.place)
+    if options and graph.opset < (least := 18 if reduction in ("max", "min") else 16):
+        raise unsupported(f"{node.eqn.primitive.name} below opset {least}", graph.place)
     name = graph.one("ScatterElements", flat, *vectors, axis=0, **options)
     if is_dropped:
         limits = (graph.integers([0]), graph.shape([size]), graph.integers([0]))
