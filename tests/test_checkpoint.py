@@ -213,7 +213,9 @@ def test_what_is_no_checkpoint(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(InputError, match="file is neither a checkpoint nor a network that jaxslim exported; give a fol"):
+    with pytest.raises(
+        InputError, match="file is neither a checkpoint nor a network that jaxslim exported; give a fol"
+    ):
         jaxslim.load(tmp_path / "file")
     for name in ("folder", "run", "run/checkpoints"):
         with pytest.raises(InputError, match=rf"{name} is not a checkpoint of jaxslim \(.*; give a folder that jax"):
