@@ -61,6 +61,7 @@ def main(argv: list[str]) -> None:
     from jaxslim.interop.export import export
     from jaxslim.storage import checkpoint
     from jaxslim.storage.programs import Program
+    from jaxslim.training.network import in_precision
 
     start_jax()
     module, variables, meta = checkpoint.load(options.checkpoint)
@@ -75,8 +76,8 @@ def main(argv: list[str]) -> None:
                 "module, variables, images) where you have the code, or write StableHLO."
             )
         module = module.apply
-    elif is_onnx and hasattr(getattr(module, "whole", module), "dtype"):
-        module = module.clone(dtype=jnp.float32)  # runtimes of ONNX lack bfloat16
+    elif is_onnx:
+        module = in_precision(module, jnp.float32)  # runtimes of ONNX lack bfloat16
     if "image_shape" not in meta:
         raise InputError(
             f"{options.checkpoint} does not name its images' shape; save it with meta={{'image_shape': [32, 32, 3]}}, "

@@ -25,6 +25,7 @@ from jaxslim.slim.latency import ROUNDS, compare
 from jaxslim.storage import checkpoint
 from jaxslim.storage.checkpoint import Loaded
 from jaxslim.storage.programs import Program
+from jaxslim.training.network import in_precision
 
 LONG = 1e-3
 """Seconds of a call beside which the call itself, up to 0.1 ms on CPUs, does not matter."""
@@ -58,7 +59,7 @@ def in_onnxruntime(loaded: Loaded, images: jax.Array) -> Callable[[], object]:
 
     if isinstance(loaded.module, Program):
         raise InputError("A network that was saved as a program lacks the code that ONNX needs; load it with its code.")
-    module = loaded.module.clone(dtype=jnp.float32) if hasattr(loaded.module, "dtype") else loaded.module
+    module = in_precision(loaded.module, jnp.float32)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
         export(file, module.apply, loaded.variables, images)

@@ -11,7 +11,7 @@ from jaxslim.errors import InputError
 from jaxslim.interop.evaluation import Evaluation, Exported, check_agreement, closed_batch
 from jaxslim.slim import check
 from jaxslim.storage.exported import write_exported
-from jaxslim.storage.programs import PLATFORMS, Program, export, plainly
+from jaxslim.storage.programs import PLATFORMS, Program, export, plainly, platform_here
 from jaxslim.storage.trees import layout_of
 
 
@@ -44,7 +44,7 @@ def write_stablehlo(
     if content is None or "lacks" in described:
         raise InputError(f"The network cannot be exported: {described.get('lacks') or described['reason']}.")
     program, gap = Program(content, described, layout_of(plain), plain), None
-    if {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend()) in platforms:
+    if platform_here() in platforms:
         gap = _gap(evaluation, program, plain)
         check_agreement(gap, evaluation, tolerance, "the exported program")
     write_exported(path, content, described, plain, evaluation.meta)

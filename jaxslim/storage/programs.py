@@ -14,6 +14,12 @@ from jaxslim.storage.trees import build, layout_of
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
+def platform_here() -> str:
+    """The one of `PLATFORMS` that JAX runs on, or another name."""
+    backend = jax.default_backend()
+    return "cuda" if backend == "gpu" else backend
+
+
 class Program:
     """The evaluation of a saved network. It needs no code of the network, and has no training mode."""
 

@@ -42,7 +42,7 @@ def build(config: TrainConfig, source: Loaded | None, images: data.Dataset) -> t
     """The Linen module and variables to start from: those of `source`, or new ones by the seed."""
     image = jnp.zeros((1, *images.train_images.shape[1:]))
     if source is not None:
-        module, variables = _in_precision(source.module, config), source.variables
+        module, variables = in_precision(source.module, config.dtype), source.variables
     else:
         classes, dtype = len(images.class_names), jnp.dtype(config.dtype)
         module = models.build(config.model, dict(config.model_args), num_classes=classes, dtype=dtype)
@@ -71,7 +71,7 @@ def teacher(config: TrainConfig, images: data.Dataset) -> Teacher | None:
     module, variables, meta = checkpoint.load(config.distill_from)
     check_fit(module, variables, images, config.distill_from)
     trained = from_json(fields, config.distill_from) if isinstance(fields := meta.get("config"), dict) else config
-    module = _in_precision(module, config)
+    module = in_precision(module, config.dtype)
 
     def logits(variables: Any, pixels: jax.Array) -> jax.Array:
         out: jax.Array = module.apply(variables, data.normalise(pixels, trained.mean, trained.std))
@@ -80,10 +80,10 @@ def teacher(config: TrainConfig, images: data.Dataset) -> Teacher | None:
     return Teacher(logits, variables) if config.distill_weight else None
 
 
-def _in_precision(module: Any, config: TrainConfig) -> Any:
-    """A module that computes in the configuration's dtype, if it can."""
+def in_precision(module: Any, dtype: Any) -> Any:
+    """A module, cut or not, that computes in a dtype, if it can."""
     has_dtype = hasattr(getattr(module, "whole", module), "dtype")
-    return module.clone(dtype=jnp.dtype(config.dtype)) if has_dtype else module
+    return module.clone(dtype=jnp.dtype(dtype)) if has_dtype else module
 
 
 def pulled(

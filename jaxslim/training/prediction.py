@@ -13,7 +13,7 @@ from jaxslim.errors import InputError
 from jaxslim.ops import compiler_options
 from jaxslim.storage import checkpoint
 from jaxslim.storage.metadata import check_image_shape
-from jaxslim.storage.programs import Program
+from jaxslim.storage.programs import Program, platform_here
 from jaxslim.training.config import from_json
 from jaxslim.training.network import number_of_classes
 
@@ -93,7 +93,7 @@ def _of_file(path: str | Path, program: Program, meta: Mapping[str, Any]) -> _Pi
         raise InputError(
             f"{path} gives classes and no logits, which probabilities are made of; export it without --argmax."
         )
-    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    platform = platform_here()
     if platform not in program.platforms:
         raise InputError(
             f"{path} is for {', '.join(program.platforms)}, and JAX runs on {platform} here; export it with "

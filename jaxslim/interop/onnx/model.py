@@ -41,7 +41,6 @@ def convert(
     opset: int,
     open_batch: bool | None = None,
     metadata: Mapping[str, str] | None = None,
-    names: Sequence[str] = (),
 ) -> Any:
     """Write `run(variables, *inputs)` as an `onnx.ModelProto`.
 
@@ -56,7 +55,6 @@ def convert(
       opset: version of ONNX's operators.
       open_batch: whether the batch may have any size; by default, if the network's code allows that.
       metadata: texts to keep in the model.
-      names: of the inputs' arrays, in order.
 
     Raises:
       InputError: a primitive has no rule, or the opset lacks an operator.
@@ -70,12 +68,12 @@ def convert(
     opened = _opened(given) if open_batch is not False else None
     if opened is not None:
         try:
-            return _converted(run, variables, jax.tree.unflatten(structure, opened), opset, metadata or {}, names)
+            return _converted(run, variables, jax.tree.unflatten(structure, opened), opset, metadata or {})
         except InputError as error:  # the network's code, or what it needs in ONNX, may ask for the size of the batch
             if open_batch:
-                _converted(run, variables, jax.tree.unflatten(structure, given), opset, {}, names)  # no other mistake
+                _converted(run, variables, jax.tree.unflatten(structure, given), opset, {})  # no other mistake
                 raise closed_batch(first_line(error.__cause__ or error)) from error
-    return _converted(run, variables, jax.tree.unflatten(structure, given), opset, metadata or {}, names)
+    return _converted(run, variables, jax.tree.unflatten(structure, given), opset, metadata or {})
 
 
 def _opened(given: Sequence[Any]) -> list[Any] | None:
@@ -89,12 +87,12 @@ def _opened(given: Sequence[Any]) -> list[Any] | None:
 
 
 def _converted(
-    run: Callable[..., Any], variables: Any, inputs: Sequence[Any], opset: int, metadata: Mapping[str, str], names: Any
+    run: Callable[..., Any], variables: Any, inputs: Sequence[Any], opset: int, metadata: Mapping[str, str]
 ) -> Any:
     leaves, paths = jax.tree.leaves(variables), [path for path, _ in leaf_paths(variables)]
     closed, out = program(run, variables, *inputs)
     graph, avals = Graph(opset), closed.in_avals[len(leaves) :]
-    ports = [_port(graph, name, aval) for name, aval in zip(_input_names(names, len(avals)), avals, strict=True)]
+    ports = [_port(graph, name, aval) for name, aval in zip(_input_names(len(avals)), avals, strict=True)]
     for port in ports:
         if "batch" in port.shape and "batch" not in graph.sizes:
             axis = graph.constant(np.int64(port.shape.index("batch")))
@@ -111,9 +109,8 @@ def _port(graph: Graph, name: str, aval: Any) -> Port:
     return Port(graph.unique(name), tuple(n if isinstance(n, int) else str(n) for n in aval.shape), aval.dtype)
 
 
-def _input_names(names: Sequence[str], count: int) -> list[str]:
-    rest = ["input"] if count == 1 else [f"input_{number}" for number in range(count)]
-    return [*names, *rest[len(names) :]]
+def _input_names(count: int) -> list[str]:
+    return ["input"] if count == 1 else [f"input_{number}" for number in range(count)]
 
 
 def _output_names(out: Any) -> list[str]:
