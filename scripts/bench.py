@@ -1,14 +1,15 @@
-"""Measure the speed of VGG-19, dense and cut, beside PyTorch and the machine's own ceiling, in one run."""
+"""Measure the speed of VGG-19, dense and cut, or of single layers, beside PyTorch, in one run."""
 
 import dataclasses
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,23 +26,26 @@ FIRST_STEP = "import json, time; started = time.perf_counter(); import bench_par
 EXAMPLES = (
     "python scripts/bench.py --quick --rounds 1 --batches 2",
     "python scripts/bench.py --peer torch --json bench.json",
+    "python scripts/bench.py --layers --peer torch --json layers.json",
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measure training and inference of VGG-19, start-up, cutting and sweeping on this machine."""
+    """Measure training and inference of VGG-19, start-up, cutting and sweeping on this machine, or single layers."""
 
+    layers: bool = False
+    """Measure convolutions one by one in place of all else: the forward pass, and both gradients with it."""
     peer: Literal["torch"] | None = None
     """Also measure PyTorch, with the same widths, batches, device and threads."""
     json: str | None = None
     """File for all figures, with hardware and versions. It grows as figures come in."""
     batches: tuple[int, ...] = (1, 64, 256)
-    """Images a batch."""
+    """Images a batch. Single layers have their own."""
     rounds: int = 7
     """Turns of each contestant."""
     quick: bool = False
-    """Rehearse everything with a tiny network in place of VGG-19. The figures mean nothing."""
+    """Rehearse everything with a tiny network in place of VGG-19, or tiny layers. The figures mean nothing."""
 
 
 def main(argv: list[str]) -> None:
@@ -50,18 +54,15 @@ def main(argv: list[str]) -> None:
     if min(options.rounds, *options.batches) < 1:
         raise InputError("--rounds and --batches must be at least 1, for example --rounds 7 --batches 1 64.")
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that a compilation that is measured takes place
-    import bench_parts
     import jax
 
     from jaxslim.experiments.hardware import machine
-    from jaxslim.models import WIDTHS
     from jaxslim.reporting.report import markdown
 
     start_jax()
-    accelerated, peer = jax.default_backend() != "cpu", _peer(options)
-    networks = QUICK if options.quick else {"dense": WIDTHS["vgg19"], "pruned": PRUNED, "rounded": ROUNDED}
+    peer = _peer(options)
     about = {"devices": [device.device_kind for device in jax.local_devices()], **machine()}
-    result: dict[str, Any] = {"machine": about | (peer.machine() if peer else {}), "networks": networks, "rows": []}
+    result: dict[str, Any] = {"machine": about | (peer.machine() if peer else {})}
 
     def tell(name: str, figures: object) -> None:
         print(f"{name}: {figures}", file=sys.stderr, flush=True)
@@ -69,13 +70,44 @@ def main(argv: list[str]) -> None:
             write_whole(Path(options.json), json.dumps(result, indent=2) + "\n")
 
     tell("machine", result["machine"])
+    report = (_layers if options.layers else _networks)(options, peer, result, tell)
+    print(markdown(dataclasses.replace(report, notes={name: str(value) for name, value in result["machine"].items()})))
+
+
+def _layers(options: Options, peer: Any, result: dict[str, Any], tell: Callable[[str, object], None]) -> Report:
+    import bench_layers
+
+    result["rows"], table = [], {}
+    for layer in bench_layers.QUICK if options.quick else bench_layers.LAYERS:
+        cells: dict[str, str] = {}
+        for figures in bench_layers.measure(layer, options.rounds, peer):
+            result["rows"].append({"layer": layer.name, **dataclasses.asdict(layer), **figures})
+            kind, seconds = figures["kind"], figures["seconds"]
+            cells[f"{kind} (ms)"] = f"{1000 * statistics.median(seconds['jaxslim']):.2f}"
+            cells |= {f"{kind} / {who}": ratio for who, ratio in _times_as_fast(seconds).items()}
+            tell(f"{layer.name}, {kind}", f"seconds {_medians(seconds)}")
+        table[layer.name] = cells
+    title = f"Milliseconds of jaxslim, and how many times as fast it is: median of {options.rounds} rounds and extremes"
+    return Report(title="Speed of single layers", more_tables=(_table(title, table),))
+
+
+def _networks(options: Options, peer: Any, result: dict[str, Any], tell: Callable[[str, object], None]) -> Report:
+    import bench_parts
+    import jax
+
+    from jaxslim.models import WIDTHS
+
+    accelerated = jax.default_backend() != "cpu"
+    networks = QUICK if options.quick else {"dense": WIDTHS["vgg19"], "pruned": PRUNED, "rounded": ROUNDED}
+    result |= {"networks": networks, "rows": []}
     size = 256 if options.quick else 8192 if accelerated else 2048
     dtypes = ("float32", "bfloat16") if accelerated else ("float32",)
     for name, dtype, batch in itertools.product(networks, dtypes, options.batches):
         for figures in bench_parts.network(networks[name], dtype, batch, options.rounds, peer, size):
             row = {"network": name, "dtype": dtype, "batch": batch, **figures}
             result["rows"].append(row)
-            tell(_title(row), f"{batch / row['seconds']['jaxslim']:.1f} images/s, seconds {row['seconds']}")
+            seconds = _medians(row["seconds"])
+            tell(_title(row), f"{batch / seconds['jaxslim']:.1f} images/s, seconds {seconds}")
     parts: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = [
         ("epoch", bench_parts.epoch, (options.quick, min(options.rounds, 3), peer, size)),
         ("cutting", bench_parts.cutting, (options.rounds,)),
@@ -85,7 +117,7 @@ def main(argv: list[str]) -> None:
     for name, part, how in parts:
         result[name] = part(networks["dense"], *how)
         tell(name, result[name])
-    print(markdown(_report(result)))
+    return _report(result)
 
 
 def _peer(options: Options) -> Any:
@@ -114,28 +146,49 @@ def _first_steps(widths: Any) -> dict[str, dict[str, float]]:
 
 
 def _report(result: dict[str, Any]) -> Report:
-    speeds, times = {}, {_title(row): row["seconds"]["jaxslim"] for row in result["rows"]}
+    speeds, times = {}, {_title(row): statistics.median(row["seconds"]["jaxslim"]) for row in result["rows"]}
     for row in result["rows"]:
         ours, dense = times[_title(row)], times[_title(row | {"network": "dense"})]
-        seconds = {**row["seconds"], "dense": dense}
-        others = {f"/ {who}": time / ours for who, time in seconds.items() if who != "jaxslim"}
-        ceiling = {"of matmul rate": row["share_of_matmul_rate"]}
-        speeds[_title(row)] = {"images/s": row["batch"] / ours} | others | ceiling
-    epoch, seconds = result["epoch"], result["epoch"]["seconds"]
-    epochs = {who: {"seconds": time, "/ jaxslim": time / seconds["jaxslim"]} for who, time in seconds.items()}
+        others = {f"/ {who}": ratio for who, ratio in _times_as_fast(row["seconds"]).items()}
+        speeds[_title(row)] = {"images/s": row["batch"] / ours, **others, "/ dense": dense / ours}
+        speeds[_title(row)]["of matmul rate"] = row["share_of_matmul_rate"]
+    epoch = result["epoch"]
+    ratios = _times_as_fast(epoch["seconds"])
+    epochs = {
+        who: {"seconds": seconds, "/ jaxslim": ratios.get(who, 1.0)}
+        for who, seconds in _medians(epoch["seconds"]).items()
+    }
     tables = (
-        _table("Speed, and how many times as fast jaxslim is", speeds),
+        _table("Speed, and how many times as fast jaxslim is: median and extremes of the rounds", speeds),
         _table(f"Training on {epoch['images']} images, {epoch['dtype']}, batch {epoch['batch']}", epochs),
         _table("Seconds to the first step", result["first_step"]),
         _table("Seconds to cut and to sweep", {"jaxslim": result["cutting"] | result["sweep"]}),
     )
-    notes = {name: str(value) for name, value in result["machine"].items()}
-    return Report(title="Speed of VGG", more_tables=tables, notes=notes)
+    return Report(title="Speed of VGG", more_tables=tables)
 
 
-def _table(title: str, rows: dict[str, dict[str, float]]) -> Table:
+def _times_as_fast(seconds: dict[str, list[float]]) -> dict[str, str]:
+    """How many times as fast jaxslim is as each other contestant in the same round: median, lowest and highest."""
+    found = {}
+    for who, times in seconds.items():
+        if who == "jaxslim":
+            continue
+        ratios = [other / own for other, own in zip(times, seconds["jaxslim"], strict=True)]
+        found[who] = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+    return found
+
+
+def _medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    return {who: statistics.median(times) for who, times in seconds.items()}
+
+
+def _table(title: str, rows: Mapping[str, Mapping[str, float | str]]) -> Table:
+    """A table of texts, and of numbers, which get two decimals."""
     columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
-    texts = {name: [f"{cells[one]:.2f}" if one in cells else "" for one in columns] for name, cells in rows.items()}
+    texts = {
+        name: [one if isinstance(one := cells.get(column, ""), str) else f"{one:.2f}" for column in columns]
+        for name, cells in rows.items()
+    }
     return Table(title, ["", *columns], [[name, *cells] for name, cells in texts.items()])
 
 

@@ -1,13 +1,13 @@
 """What `bench.py` measures in its own process.
 
 Contestants take turns, so that slow moments of the machine hit all of them alike. A turn is one call that is not
-counted, in which the threads of the contestant before come to rest, and one that is counted. Figures are medians.
+counted, in which the threads of the contestant before come to rest, and one that is counted.
 """
 
 import functools
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from statistics import median
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxslim
-from jaxslim import VGG, count, ops
+from jaxslim import VGG, count
 from jaxslim.data import Dataset
 from jaxslim.slim.criteria.scales import bn_scale_mask
 from jaxslim.storage.checkpoint import Loaded
@@ -34,13 +34,14 @@ def network(widths: Any, dtype: str, batch: int, rounds: int, peer: Any, size: i
     """Measure inference and a bare training step (forward, gradients, SGD) of a VGG on `batch` images.
 
     `peer` is the module `bench_torch` or None; `size` is that of the square matrices whose product is the ceiling.
-    Yields the kind, infer or train, with the MACs of one image, the seconds of each contestant, and the ceiling.
+    Yields the kind, infer or train, with the MACs of one image, the seconds of each contestant in each round, and the
+    ceiling, by medians.
     """
     module, variables = build(widths, dtype)
     images, labels = _noise(batch)
     macs = count(module.apply, variables, IMAGE).macs
     floats = jnp.asarray(images, dtype)
-    apply = jax.jit(module.apply, compiler_options=ops.compiler_options())
+    apply = jax.jit(module.apply)
     peers = peer.calls(widths, dtype, images, labels) if peer else {}
     feed = list(InMemory(_one_device(), images, labels, batch).batches(1))
     own: Contestants = {
@@ -49,9 +50,10 @@ def network(widths: Any, dtype: str, batch: int, rounds: int, peer: Any, size: i
     }
     for number, (kind, call) in enumerate(own.items()):
         others = {name: calls[number] for name, calls in peers.items()}
-        seconds = _medians({"jaxslim": call} | others | _matmul(size, dtype), rounds)
-        rate, flop = 2 * size**3 / seconds.pop("matmul"), 2 * macs * batch * (3 if kind == "train" else 1)
-        ceiling = {"matmul_flop_per_second": rate, "share_of_matmul_rate": flop / seconds["jaxslim"] / rate}
+        seconds = take_turns({"jaxslim": call} | others | _matmul(size, dtype), rounds)
+        rate, ours = 2 * size**3 / median(seconds.pop("matmul")), median(seconds["jaxslim"])
+        flop = 2 * macs * batch * (3 if kind == "train" else 1)
+        ceiling = {"matmul_flop_per_second": rate, "share_of_matmul_rate": flop / ours / rate}
         yield {"kind": kind, "macs": macs, "seconds": seconds, **ceiling}
 
 
@@ -73,9 +75,9 @@ def epoch(widths: Any, quick: bool, rounds: int, peer: Any, size: int) -> dict[s
         "jaxslim, bare steps": trainer((module, variables), mesh, lambda: placed),
         **(peer.loops(widths, dtype, images, labels, batch) if peer else {}),
     }
-    seconds = _medians(contestants | _matmul(size, dtype), rounds)
-    macs = count(module.apply, variables, IMAGE).macs
-    seconds["arithmetic alone"] = 6 * macs * len(images) * seconds.pop("matmul") / (2 * size**3)
+    seconds = take_turns(contestants | _matmul(size, dtype), rounds)
+    products = 3 * count(module.apply, variables, IMAGE).macs * len(images) / size**3  # with the arithmetic of an epoch
+    seconds["arithmetic alone"] = [products * one for one in seconds.pop("matmul")]
     return {"images": len(images), "batch": batch, "dtype": dtype, "seconds": seconds}
 
 
@@ -121,7 +123,7 @@ def cutting(widths: Any, rounds: int) -> dict[str, float]:
         graph = jaxslim.trace(module.apply, variables, IMAGE)
         return jaxslim.cut(graph, variables, jaxslim.plan(graph, jaxslim.bn_scales(variables), 0.5))
 
-    return _medians({"trace + plan + cut (s)": cut_half}, rounds)
+    return {"trace + plan + cut (s)": median(take_turns({"cut": cut_half}, rounds)["cut"])}
 
 
 def sweeping(widths: Any, quick: bool) -> dict[str, float]:
@@ -156,8 +158,8 @@ def _one_device() -> Any:
     return jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))
 
 
-def _medians(contestants: Contestants, rounds: int) -> dict[str, float]:
-    """Median seconds of each; all take turns."""
+def take_turns(contestants: Contestants, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, call in contestants.items():
@@ -165,7 +167,7 @@ def _medians(contestants: Contestants, rounds: int) -> dict[str, float]:
             started = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def _matmul(size: int, dtype: str) -> Contestants:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import conv2d, conv_transpose2d, cross_entropy, pad
 
 USUAL, LAST = torch.contiguous_format, torch.channels_last
 
@@ -105,6 +105,42 @@ def calls(widths: Any, dtype: str, images: Any, labels: Any) -> dict[str, tuple[
     torch.compiler.reset()  # else it gives up on the eighth network
     found, compiled = {"torch eager": pair(USUAL), "torch channels_last": pair(LAST)}, pair(LAST, True)
     return found | ({"torch.compile": compiled} if _compiles(*compiled) else {})
+
+
+def layer_calls(layer: Any, images: Any, kernel: Any, cotangent: Any) -> dict[str, tuple[Any, Any]]:
+    """(forward pass, forward pass with the gradients of images and kernel) of a `bench_layers.Layer`, in both layouts.
+
+    Args:
+      images, cotangent: (batch, height, width, channels) and those of the layer's outputs.
+      kernel: (window, window, channels of a group, features), rotated by 180 degrees for a transposed layer.
+    """
+    function = conv_transpose2d if layer.transposed else conv2d
+    how = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
+    weight = kernel[::-1, ::-1].transpose(2, 3, 0, 1) if layer.transposed else kernel.transpose(3, 2, 0, 1)
+    arrays = [images.transpose(0, 3, 1, 2), weight, cotangent.transpose(0, 3, 1, 2)]
+
+    def pair(layout: Any) -> tuple[Any, Any]:
+        x, w, gradient = (torch.tensor(one.copy()).to(device()).contiguous(memory_format=layout) for one in arrays)
+        inputs = (x.requires_grad_(), w.requires_grad_())
+
+        def infer() -> Any:
+            with torch.inference_mode():
+                output = function(*inputs, **how)
+            _wait()
+            return output
+
+        def train() -> None:
+            torch.autograd.grad(function(*inputs, **how), inputs, gradient)
+            _wait()
+
+        return infer, train
+
+    return {"torch eager": pair(USUAL), "torch channels_last": pair(LAST)}
+
+
+def channels_last(output: Any) -> np.ndarray:
+    """An output of PyTorch, (batch, channels, height, width), as JAX has it."""
+    return output.permute(0, 2, 3, 1).cpu().numpy()
 
 
 class _Augmented:
