@@ -1,6 +1,6 @@
 """What `bench.py` measures in its own process.
 
-Contestants take turns, so that slow moments of the machine hit all of them alike. A turn is one call that is not
+Contestants take turns, so that slow moments of the machine hit all of them alike. A turn is some calls that are not
 counted, in which the threads of the contestant before come to rest, and one that is counted.
 """
 
@@ -26,6 +26,7 @@ from jaxslim.training.loop import Sums, TrainState, train_step
 from jaxslim.training.optimizer import learning_rates, optimizer
 
 Contestants = dict[str, Callable[[], object]]
+REST = 0.01  # seconds after which the idle threads of a contestant sleep; many layers take less
 AUGMENT = ("crop", "flip")
 IMAGE = np.zeros((1, 32, 32, 3), np.float32)
 
@@ -161,9 +162,13 @@ def _one_device() -> Any:
 def take_turns(contestants: Contestants, rounds: int) -> dict[str, list[float]]:
     """Seconds of each contestant in each round."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
+    for call in contestants.values():
+        call()  # compiles
     for _ in range(rounds):
         for name, call in contestants.items():
-            call()
+            turn = time.perf_counter()
+            while time.perf_counter() - turn < REST:
+                call()
             started = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - started)

@@ -20,10 +20,11 @@ from jaxslim.errors import InputError
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-def rehearse(file, *options, rounds=1, **environment):
+def rehearse(file, *options, rounds=1, first_on_path=""):
     command = [sys.executable, str(SCRIPTS / "bench.py"), "--quick", "--json", str(file), *options]
     command += ["--rounds", str(rounds)]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    path = os.pathsep.join(filter(None, (str(first_on_path), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done, json.loads(file.read_text())
 
@@ -38,12 +39,12 @@ def no_torch(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rehearsal(no_torch):
-    return rehearse(no_torch / "bench.json", "--batches", "2", "--peer", "torch", PYTHONPATH=str(no_torch))
+    return rehearse(no_torch / "bench.json", "--batches", "2", "--peer", "torch", first_on_path=no_torch)
 
 
 @pytest.fixture(scope="module")
 def layers_rehearsal(no_torch):
-    return rehearse(no_torch / "layers.json", "--layers", "--peer", "torch", rounds=3, PYTHONPATH=str(no_torch))
+    return rehearse(no_torch / "layers.json", "--layers", "--peer", "torch", rounds=3, first_on_path=no_torch)
 
 
 @pytest.fixture
