@@ -19,7 +19,6 @@ from jaxslim.data.sources import track
 from jaxslim.errors import InputError
 from jaxslim.experiments.hardware import cores
 from jaxslim.interop.export import export
-from jaxslim.ops import compiler_options
 from jaxslim.reporting.latency import Latency, Layer, Size, Timing, is_slow, macs_ratio
 from jaxslim.slim.latency import ROUNDS, compare
 from jaxslim.storage import checkpoint
@@ -45,7 +44,7 @@ class Runtime(NamedTuple):
 
 def in_jax(apply: Callable[..., Any], variables: Any, *inputs: Any) -> Callable[[], object]:
     """A call of `apply(variables, *inputs)`, compiled as README says."""
-    call = jax.jit(apply, compiler_options=compiler_options())
+    call = jax.jit(apply)
     return lambda: jax.block_until_ready(call(variables, *inputs))
 
 
@@ -71,9 +70,7 @@ def in_onnxruntime(loaded: Loaded, images: jax.Array) -> Callable[[], object]:
 
 def runtimes() -> dict[str, Runtime]:
     """What runs networks here, by name: JAX, and onnxruntime where it is installed."""
-    options = compiler_options()
-    how = "jax.jit" + (", compiler_options=jaxslim.ops.compiler_options()" if options else "")
-    note = f"{jax.__version__}, {how}, on {jax.devices()[0].device_kind}"
+    note = f"{jax.__version__}, jax.jit, on {jax.devices()[0].device_kind}"
     found = {"JAX": Runtime(lambda loaded, images: in_jax(loaded.module.apply, loaded.variables, images), note)}
     if all(map(find_spec, ("onnx", "onnxruntime"))):
         note = (

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxslim.errors import InputError, first_line
-from jaxslim.ops import compiler_options
 
 
 def recalibrate(module: Any, variables: Any, batches: Iterable[Any], **arguments: Any) -> Any:
@@ -51,7 +50,7 @@ def recalibrator(module: Any, **arguments: Any) -> Callable[[Any, Iterable[Any]]
             raise InputError(f"{problem}; {advice}") from error
         return changed["batch_stats"]
 
-    @functools.partial(jax.jit, compiler_options=compiler_options())
+    @jax.jit
     def of_batch(variables: Any, images: Any) -> tuple[Any, Any]:
         """For each statistic its sum over the runs of its layer, and the number of these runs."""
         old = variables["batch_stats"]

@@ -10,7 +10,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxslim.data import Dataset, augmenter, hold_out, normalise
-from jaxslim.ops import compiler_options
 from jaxslim.training.config import TrainConfig
 from jaxslim.training.feed import Batch, InMemory, check_batches, device_mesh, order, place, shardings
 from jaxslim.training.optimizer import losses
@@ -70,7 +69,7 @@ def evaluate_step(
         sums = jnp.sum(loss(logits, labels) * counted), jnp.sum((predicted == labels) & counted)
         return (*sums, predicted) if predictions else sums
 
-    return jax.jit(step, out_shardings=shardings(mesh)[0], compiler_options=compiler_options())
+    return jax.jit(step, out_shardings=shardings(mesh)[0])
 
 
 def training_batches(config: TrainConfig, images: Dataset, count: int) -> list[tuple[jax.Array, jax.Array]]:

@@ -12,7 +12,6 @@ import optax
 from jax import lax
 
 from jaxslim import data
-from jaxslim.ops import compiler_options
 from jaxslim.slim.criteria.scales import scale_values
 from jaxslim.slim.distillation import distillation
 from jaxslim.storage import checkpoint
@@ -154,7 +153,7 @@ def train_step(
         return lax.scan(lambda state, chosen: (one(state, batch, chosen, key, known), None), state, batch.rows)[0]
 
     everywhere, _ = feed.shardings(mesh)
-    return jax.jit(step, donate_argnums=0, out_shardings=everywhere, compiler_options=compiler_options())
+    return jax.jit(step, donate_argnums=0, out_shardings=everywhere)
 
 
 def measure(

@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxslim.data import normalise
 from jaxslim.errors import InputError
-from jaxslim.ops import compiler_options
 from jaxslim.storage import checkpoint
 from jaxslim.storage.metadata import check_image_shape
 from jaxslim.storage.programs import Program, platform_here
@@ -53,7 +52,7 @@ def predictor(path: str | Path) -> Predictor:
         given = images if pixels.inside else normalise(images, pixels.mean, pixels.std)
         return jax.nn.softmax(module.apply(variables, given).astype(jnp.float32))
 
-    step = jax.jit(run, compiler_options=compiler_options())
+    step = jax.jit(run)
 
     def probabilities(images: np.ndarray) -> np.ndarray:
         parts = [step(variables, images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
