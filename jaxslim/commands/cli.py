@@ -53,6 +53,9 @@ def start_jax() -> None:
     """Start JAX's devices or raise InputError, before anything could take their failure for one of its own."""
     import jax
 
+    from jaxslim.ops import accelerate
+
+    accelerate()
     try:
         jax.devices()
     except Exception as error:  # JAX's plugins raise many types, AssertionError among them

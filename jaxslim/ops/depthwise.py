@@ -1,8 +1,8 @@
 """Convolutions where each channel has a kernel of its own: sums of shifted images, since XLA's take 20 times as long."""
 
 import functools
+import math
 import operator
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,33 +10,39 @@ import numpy as np
 from jax import lax
 
 from jaxslim.ops.layer import Layer
-from jaxslim.ops.sums import channel_sums
+from jaxslim.ops.portions import portions
+from jaxslim.ops.products import shifted
+
+# Of the gradient, for a portion of images: 2 of 32x32x96 take 14 ms with batch 64, all images at once 50 ms.
+PORTION_BYTES = 2**20
 
 
 def convolve(images: jax.Array, kernel: jax.Array, layer: Layer) -> jax.Array:
     """Convolve (n, height, width, channels) with (height, width, 1, channels)."""
     size = layer.size(images.shape[1:3])
     images, kernel = _precise(images), _precise(kernel)
-    shifted = zip(np.ndindex(layer.window), _shifted(images, size, layer), strict=True)
-    return functools.reduce(operator.add, (part * kernel[at][0] for at, part in shifted))
+    parts = zip(np.ndindex(layer.window), shifted(images, size, layer), strict=True)
+    return functools.reduce(operator.add, (part * kernel[at][0] for at, part in parts))
 
 
 def kernel_gradient(images: jax.Array, gradient: jax.Array, layer: Layer) -> jax.Array:
     """The gradient (height, width, 1, channels) of the kernel, from that of the outputs."""
-    images, gradient = _precise(images), _precise(gradient)
-    sums = [channel_sums(part * gradient) for part in _shifted(images, gradient.shape[1:3], layer)]
-    return jnp.stack(sums).reshape(*layer.window, 1, images.shape[-1])
+    size, channels = gradient.shape[1:3], images.shape[-1]
 
+    def portion(images: jax.Array, gradient: jax.Array) -> jax.Array:
+        """Adding up as products with ones keeps XLA from merging the sum with what is added, which is slow."""
+        pixels = [(part * gradient).reshape(-1, channels) for part in shifted(images, size, layer)]
+        return jnp.concatenate([jnp.ones((1, part.shape[0]), part.dtype) @ part for part in pixels])
 
-def _shifted(images: jax.Array, size: Sequence[int], layer: Layer) -> list[jax.Array]:
-    """For each position of the kernel, the pixel under that position for each output."""
-    reach = ((n - 1) * stride + window for n, stride, window in zip(size, layer.strides, layer.window, strict=True))
-    around = [(low, end - low - n, 0) for n, end, (low, _) in zip(images.shape[1:3], reach, layer.padding, strict=True)]
-    padded = lax.optimization_barrier(lax.pad(images, np.zeros((), images.dtype), [(0, 0, 0), *around, (0, 0, 0)]))
-    return [
-        padded[:, *(slice(at, at + (n - 1) * s + 1, s) for at, n, s in zip(position, size, layer.strides, strict=True))]
-        for position in np.ndindex(layer.window)
-    ]
+    arrays = _precise(images), _precise(gradient)
+    if isinstance(images.shape[0], int):
+        image_bytes = math.prod(gradient.shape[1:]) * arrays[1].dtype.itemsize
+        zeros = jnp.zeros((math.prod(layer.window), channels), arrays[0].dtype)
+        divided = tuple(portions(image_bytes, PORTION_BYTES, *arrays))
+        total, _ = lax.scan(lambda total, one: (total + portion(*one), None), zeros, divided)
+    else:
+        total = portion(*arrays)
+    return total.reshape(*layer.window, 1, channels)
 
 
 def _precise(array: jax.Array) -> jax.Array:

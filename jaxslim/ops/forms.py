@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxslim.ops import depthwise, enlarging, products, winograd
+from jaxslim.ops import depthwise, enlarging, grouped, products, winograd
 from jaxslim.ops.layer import Layer
 
 # Largest height and width at which matrix products are faster, forward and for the gradient of the images. With 512
@@ -20,9 +20,12 @@ TINY_MAP = 2
 # Smallest batch for one product per position of the kernel; a smaller batch is one product of patches. Taking the
 # kernel apart copies it. One image of 2x2x512 takes 0.4 ms and as patches 0.2 ms; 64 images take 2.2 and 4.4 ms.
 FEW_IMAGES = 8
-MOVED = 12
-"""Multiplications that take as long as a number that is read or written."""
-
+# Multiplications in the time that Winograd's algorithm takes for each number of its tiles, about: 35 to 60 where these
+# are many and channels few, up to 130 where products are short. At 60 the choice fits the times of 29 layers: F(4x4)
+# takes 0.72 of XLA's time at 32x32x64, 0.62 at 16x16x128, 0.43 at 8x8x256, 0.98 at 16x16x32, 1.4 at 32x32x16.
+MOVED = 60
+# Fewest tiles for F(4x4): products of fewer rows wait for the kernel's tiles, 4 times as many numbers as the kernel.
+MANY_TILES = 128
 
 Form = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -40,23 +43,26 @@ def forward(images: Any, kernel: Any, layer: Layer, features_first: bool = False
     """
     if algorithm := _algorithm(images, kernel, layer, exact):
         return functools.partial(winograd.convolve, padding=layer.padding, by=algorithm, features_first=features_first)
-    features = kernel.shape[2 if features_first else 3]
-    form = _other(images, features, layer, exact)
+    if _is_small(images, layer):
+        if _has_few(images) and not features_first:
+            return functools.partial(products.patches, layer=layer)
+        return functools.partial(products.taps, layer=layer, features_first=features_first)
+    form = _other(images, kernel.shape[2 if features_first else 3], layer, exact)
     if form is None or not features_first:
         return form
     return lambda images, kernel: form(images, kernel.swapaxes(2, 3))
 
 
 def _other(images: Any, features: int, layer: Layer, exact: bool) -> Form | None:
+    inner = functools.partial(_convolve, exact=exact)
     if _is_depthwise(images.shape[-1], features, layer):
         return functools.partial(depthwise.convolve, layer=layer)
     if layer.spread != (1, 1) and layer.strides == layer.dilation == (1, 1):
-        return functools.partial(enlarging.convolve, layer=layer, inner=functools.partial(_convolve, exact=exact))
+        return functools.partial(enlarging.convolve, layer=layer, inner=inner)
+    if layer.groups > 1:
+        return functools.partial(grouped.convolve, layer=layer, inner=inner)
     if layer.is_dense and layer.window == (1, 1) and layer.padding == ((0, 0), (0, 0)):
         return functools.partial(products.pointwise, layer=layer)
-    if layer.is_dense and max(images.shape[1:3]) <= SMALL_MAP and min(layer.size(images.shape[1:3])) > 0:
-        few = isinstance(images.shape[0], int) and images.shape[0] < FEW_IMAGES  # an open batch has no number
-        return functools.partial(products.patches if few else products.taps, layer=layer)
     if min(min(pad) for pad in layer.padding) < 0:
         return layer.plain
     return None
@@ -69,9 +75,13 @@ def _convolve(images: jax.Array, kernel: jax.Array, layer: Layer, exact: bool) -
 def kernel_gradient(images: Any, gradient: Any, layer: Layer, *, exact: bool) -> Form | None:
     """The form of the gradient (height, width, channels a group, features) of the kernel of `layer`, from images (n,
     height, width, channels) and the gradient of the outputs (n, height, width, features); None as for `forward`."""
-    channels, features = images.shape[-1], gradient.shape[-1]
+    channels, features, inner = images.shape[-1], gradient.shape[-1], functools.partial(_gradient, exact=exact)
     if _is_depthwise(channels, features, layer):
         return functools.partial(depthwise.kernel_gradient, layer=layer)
+    if layer.spread != (1, 1) and layer.strides == layer.dilation == (1, 1):
+        return functools.partial(enlarging.kernel_gradient, layer=layer, inner=inner)
+    if layer.groups > 1:
+        return functools.partial(grouped.kernel_gradient, layer=layer, inner=inner)
     if not layer.is_dense:
         return None
     shape = jax.ShapeDtypeStruct((*layer.window, channels, features), images.dtype)
@@ -79,10 +89,29 @@ def kernel_gradient(images: Any, gradient: Any, layer: Layer, *, exact: bool) ->
         return functools.partial(winograd.kernel_gradient, padding=layer.padding, by=algorithm)
     if layer.window == (1, 1) and layer.padding[0][0] == layer.padding[1][0] == 0:
         return functools.partial(products.pointwise_gradient, layer=layer)
+    if _is_small(images, layer) and _has_few(images):
+        return functools.partial(products.patches_gradient, layer=layer)
     crops = min(low for low, _ in layer.padding) < 0  # XLA's results are wrong there on CPUs
     if max(images.shape[1:3]) <= TINY_MAP or crops:
         return functools.partial(products.taps_gradient, layer=layer)
     return None
+
+
+def _gradient(images: jax.Array, gradient: jax.Array, layer: Layer, exact: bool) -> jax.Array:
+    if form := kernel_gradient(images, gradient, layer, exact=exact):
+        return form(images, gradient)
+    kernel = jax.ShapeDtypeStruct((*layer.window, images.shape[-1], gradient.shape[-1]), images.dtype)
+    return jax.linear_transpose(lambda kernel: layer.plain(images, kernel), kernel)(gradient)[0]
+
+
+def _is_small(images: Any, layer: Layer) -> bool:
+    size = images.shape[1:3]
+    return layer.is_dense and max(size) <= SMALL_MAP and min(layer.size(size)) > 0 and layer.window != (1, 1)
+
+
+def _has_few(images: Any) -> bool:
+    """Whether a batch, which may be open, is known to be small."""
+    return isinstance(images.shape[0], int) and images.shape[0] < FEW_IMAGES
 
 
 def _is_depthwise(channels: int, features: int, layer: Layer) -> bool:
@@ -98,9 +127,12 @@ def _algorithm(images: Any, kernel: Any, layer: Layer, exact: bool) -> winograd.
     if min(size) < 1 or images.shape[0] == 0:
         return None
     channels, features = images.shape[-1], math.prod(kernel.shape[2:]) // images.shape[-1]
-    costs: dict[winograd.Algorithm | None, float] = {None: images.shape[0] * math.prod(size) * 9 * channels * features}
+    small = max(images.shape[1:3]) <= SMALL_MAP
+    positions = math.prod(3 * n - 2 if small else 3 * n for n in size)  # on small maps, padded zeros cost nothing
+    costs: dict[winograd.Algorithm | None, int] = {None: images.shape[0] * positions * channels * features}
     for algorithm in (winograd.F2,) if exact else (winograd.F2, winograd.F4):
         tiles = images.shape[0] * math.prod(algorithm.tiles(size))
-        moved = tiles * (channels + features) + channels * features
-        costs[algorithm] = algorithm.tile**2 * (tiles * channels * features + MOVED * moved)
+        if algorithm is winograd.F2 or tiles >= MANY_TILES:
+            moved = tiles * (channels + features) + channels * features
+            costs[algorithm] = algorithm.tile**2 * (tiles * channels * features + MOVED * moved)
     return min(costs, key=costs.__getitem__)

@@ -25,12 +25,15 @@ def pointwise_gradient(images: jax.Array, gradient: jax.Array, layer: Layer) -> 
     return _summed_product(_thinned(images, layer), gradient)[None, None]
 
 
-def taps(images: jax.Array, kernel: jax.Array, layer: Layer) -> jax.Array:
-    """One product per position of the kernel, with only the pixels under that position: padded zeros cost nothing."""
+def taps(images: jax.Array, kernel: jax.Array, layer: Layer, features_first: bool = False) -> jax.Array:
+    """One product per position of the kernel, with only the pixels under that position: padded zeros cost nothing.
+
+    `features_first` says that the last two axes of the kernel are exchanged.
+    """
     size, parts = layer.size(images.shape[1:3]), []
     for position, pixels, outputs in _overlaps(images.shape[1:3], size, layer):
         around = [(cut.start, n - cut.stop, 0) for cut, n in zip(outputs, size, strict=True)]
-        part = _product(images[:, *pixels], kernel[position])
+        part = _product(images[:, *pixels], kernel[position], features_first)
         parts.append(lax.pad(part, np.zeros((), part.dtype), [(0, 0, 0), *around, (0, 0, 0)]))
     return functools.reduce(operator.add, parts)
 
@@ -47,23 +50,36 @@ def taps_gradient(images: jax.Array, gradient: jax.Array, layer: Layer) -> jax.A
 def patches(images: jax.Array, kernel: jax.Array, layer: Layer) -> jax.Array:
     """One product of all patches of the images, laid side by side (im2col)."""
     size = layer.size(images.shape[1:3])
-    around = [(low, high, 0) for low, high in layer.padding]
-    padded = lax.pad(images, np.zeros((), images.dtype), [(0, 0, 0), *around, (0, 0, 0)])
-    pixels = [
+    return _product(jnp.concatenate(shifted(images, size, layer), -1), kernel.reshape(-1, kernel.shape[-1]))
+
+
+def patches_gradient(images: jax.Array, gradient: jax.Array, layer: Layer) -> jax.Array:
+    """The gradient of the kernel as one product of all patches."""
+    laid = jnp.concatenate(shifted(images, gradient.shape[1:3], layer), -1)
+    return _summed_product(laid, gradient).reshape(*layer.window, images.shape[-1], gradient.shape[-1])
+
+
+def shifted(images: jax.Array, size: Sequence[int], layer: Layer) -> list[jax.Array]:
+    """For each position of the kernel, the pixel under that position for each of `size` outputs."""
+    reach = ((n - 1) * stride + window for n, stride, window in zip(size, layer.strides, layer.window, strict=True))
+    around = [(low, end - low - n, 0) for n, end, (low, _) in zip(images.shape[1:3], reach, layer.padding, strict=True)]
+    padded = lax.optimization_barrier(lax.pad(images, np.zeros((), images.dtype), [(0, 0, 0), *around, (0, 0, 0)]))
+    return [
         padded[:, *(slice(at, at + (n - 1) * s + 1, s) for at, n, s in zip(position, size, layer.strides, strict=True))]
         for position in np.ndindex(layer.window)
     ]
-    return _product(jnp.concatenate(pixels, axis=-1), kernel.reshape(-1, kernel.shape[-1]))
 
 
 def _thinned(images: jax.Array, layer: Layer) -> jax.Array:
     return images[:, :: layer.strides[0], :: layer.strides[1]]
 
 
-def _product(pixels: jax.Array, matrix: jax.Array) -> jax.Array:
+def _product(pixels: jax.Array, matrix: jax.Array, features_first: bool = False) -> jax.Array:
     """Half precision is added up in single precision."""
     exact = jnp.promote_types(pixels.dtype, jnp.float32)
-    return jnp.matmul(pixels, matrix, preferred_element_type=exact)
+    rows = pixels.reshape(math.prod(pixels.shape[:-1]), pixels.shape[-1])
+    out = lax.dot_general(rows, matrix, (((1,), (int(features_first),)), ((), ())), preferred_element_type=exact)
+    return out.reshape(*pixels.shape[:-1], out.shape[-1])
 
 
 def _summed_product(pixels: jax.Array, gradient: jax.Array) -> jax.Array:

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Bytes of the larger of a group's transformed tiles and products. With groups of 4 images of 32x32x64 (2.4 MB) a
+from jaxslim.ops.portions import portions
+
+# Bytes of the larger of a portion's transformed tiles and products. With portions of 4 images of 32x32x64 (2.4 MB) a
 # convolution takes 20 ms, with 16 images 25 ms; XLA's takes 29 ms (batch 64, 2 cores of an x86-64 server).
-GROUP_BYTES = 5 * 2**20
+PORTION_BYTES = 5 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +72,14 @@ def convolve(
     tiles, size = _kernel_tiles(kernel, by), _size(images, padding)
     contracted = 2 if features_first else 1
 
-    def group(images: jax.Array) -> jax.Array:
+    def portion(images: jax.Array) -> jax.Array:
         products = lax.dot_general(
             _image_tiles(images, padding, size, by), tiles, (((2,), (contracted,)), ((0,), (0,)))
         )
         return _joined(products, len(images), size, by)
 
-    (grouped,) = _grouped(by, max(kernel.shape[2:]), size, images)
-    outputs = lax.map(group, grouped) if len(grouped) > 1 else group(grouped[0])
+    (divided,) = _portions(by, max(kernel.shape[2:]), size, images)
+    outputs = lax.map(portion, divided) if len(divided) > 1 else portion(divided[0])
     return outputs.reshape(-1, *outputs.shape[-3:])[: len(images)]
 
 
@@ -85,15 +87,15 @@ def kernel_gradient(images: jax.Array, gradient: jax.Array, padding: Padding, by
     """The gradient (3, 3, channels, features) of the kernel, from that of the outputs (n, height, width, features)."""
     size, channels, features = gradient.shape[1:3], images.shape[-1], gradient.shape[-1]
 
-    def group(images: jax.Array, gradient: jax.Array) -> jax.Array:
+    def portion(images: jax.Array, gradient: jax.Array) -> jax.Array:
         tiles = _image_tiles(images, padding, size, by), _gradient_tiles(gradient, by)
         return lax.dot_general(*tiles, (((1,), (1,)), ((0,), (0,))))
 
-    grouped = _grouped(by, max(channels, features), size, images, gradient)
-    total = group(grouped[0][0], grouped[1][0])
-    if len(grouped[0]) > 1:
-        rest = [array[1:] for array in grouped]
-        total, _ = lax.scan(lambda total, arrays: (total + group(*arrays), None), total, tuple(rest))
+    divided = _portions(by, max(channels, features), size, images, gradient)
+    total = portion(divided[0][0], divided[1][0])
+    if len(divided[0]) > 1:
+        rest = [array[1:] for array in divided]
+        total, _ = lax.scan(lambda total, arrays: (total + portion(*arrays), None), total, tuple(rest))
     total = total.reshape(by.tile, by.tile, channels, features)
     columns = _each(by.kernel.T, [total[:, column] for column in range(by.tile)], 1)
     return _stacked(by.kernel.T, list(columns), 0)
@@ -104,15 +106,9 @@ def _size(images: jax.Array, padding: Padding) -> tuple[int, ...]:
     return tuple(n + sum(pad) - 2 for n, pad in zip(images.shape[1:3], padding, strict=True))
 
 
-def _grouped(by: Algorithm, channels: int, size: Sequence[int], *arrays: jax.Array) -> list[jax.Array]:
-    """The arrays (n, ...) as (groups, images of a group, ...); images of zeros may follow the last."""
-    number, itemsize = len(arrays[0]), arrays[0].dtype.itemsize
-    groups = -(-number * math.prod(by.tiles(size)) * by.tile**2 * channels * itemsize // GROUP_BYTES)
-    groups = min(groups, number)
-    groups = next((more for more in range(groups, min(2 * groups, number + 1)) if number % more == 0), groups)
-    each = -(-number // groups)
-    missing = [(0, groups * each - number), (0, 0), (0, 0), (0, 0)]
-    return [jnp.pad(array, missing).reshape(groups, each, *array.shape[1:]) for array in arrays]
+def _portions(by: Algorithm, channels: int, size: Sequence[int], *arrays: jax.Array) -> list[jax.Array]:
+    image_bytes = math.prod(by.tiles(size)) * by.tile**2 * channels * arrays[0].dtype.itemsize
+    return portions(image_bytes, PORTION_BYTES, *arrays)
 
 
 def _image_tiles(images: jax.Array, padding: Padding, size: Sequence[int], by: Algorithm) -> jax.Array:
