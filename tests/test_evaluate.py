@@ -380,8 +380,7 @@ def test_latency_beside_the_dense_network(call, home, given_times, tmp_path, cap
     assert re.search(r"^Weights in memory +\S+ kB +\S+ k?B", done.out, re.M)
     assert f"beside      {home}/sparse/checkpoints/72\n" in done.out
     assert not re.search("^latency", done.out, re.M)
-    compiled = r"jax\.jit(, compiler_options=jaxslim\.ops\.compiler_options\(\))?"
-    assert re.search(rf"^JAX: [\d.]+, {compiled}, on cpu$", done.out, re.M)
+    assert re.search(r"^JAX: [\d.]+, jax\.jit, on cpu$", done.out, re.M)
     assert "runs: 20 calls of each\n" in done.out
     assert "Timing both networks on batches of 8" in caplog.text
     assert "Timing 3 layers alone on batches of 8" in caplog.text

@@ -20,7 +20,6 @@ from jaxslim.ops import forms
 from jaxslim.ops.layer import Layer
 from jaxslim.ops.memory import keep_memory
 
-
 Form = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -112,8 +111,7 @@ def _lower(ctx: Any, images: Any, kernel: Any, **params: Any) -> Any:
     if form is None:
         return _xla(ctx, images, kernel, **params)
     with as_written():  # convolutions that a form itself makes
-        precise = lambda *arrays: form(*arrays).astype(arrays[0].dtype)
-        return mlir.lower_fun(precise, multiple_results=False)(ctx, images, kernel)
+        return mlir.lower_fun(form, multiple_results=False)(ctx, images, kernel)
 
 
 def _form(images: Any, kernel: Any, **params: Any) -> Form | None:
@@ -149,8 +147,8 @@ def _forward(images: Any, kernel: Any, params: Any, exact: bool) -> Form | None:
     chosen = forms.forward(_turned(images, to_images), _turned(kernel, to_kernel), layer, features_first, exact=exact)
     if chosen is None:
         return None
-    back = np.argsort((made[0], *made[2:], made[1]))
-    return lambda images, kernel: chosen(images.transpose(to_images), kernel.transpose(to_kernel)).transpose(back)
+    back = np.argsort((made[0], *made[2:], made[1])).tolist()
+    return _between(chosen, to_images, to_kernel, back)
 
 
 def _gradient(images: Any, gradient: Any, params: Any, exact: bool) -> Form | None:
@@ -175,8 +173,17 @@ def _gradient(images: Any, gradient: Any, params: Any, exact: bool) -> Form | No
     chosen = forms.kernel_gradient(_turned(images, to_images), _turned(gradient, to_gradient), layer, exact=exact)
     if chosen is None:
         return None
-    back = np.argsort((*made[2:], *made[:2]))
-    return lambda images, gradient: chosen(images.transpose(to_images), gradient.transpose(to_gradient)).transpose(back)
+    back = np.argsort((*made[2:], *made[:2])).tolist()
+    return _between(chosen, to_images, to_gradient, back)
+
+
+def _between(form: Form, first: Sequence[int], second: Sequence[int], back: Sequence[int]) -> Form:
+    """`form` on transposed arrays, with the type of the first."""
+
+    def turned(one: jax.Array, other: jax.Array) -> jax.Array:
+        return form(one.transpose(first), other.transpose(second)).transpose(back).astype(one.dtype)
+
+    return turned
 
 
 def _turned(array: Any, axes: Sequence[int]) -> jax.ShapeDtypeStruct:

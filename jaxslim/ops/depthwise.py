@@ -1,4 +1,4 @@
-"""Convolutions where each channel has a kernel of its own: sums of shifted images, since XLA's take 20 times as long."""
+"""Convolutions where each channel has a kernel of its own: sums of shifted images. XLA's take 20 times as long."""
 
 import functools
 import math
@@ -22,7 +22,7 @@ def convolve(images: jax.Array, kernel: jax.Array, layer: Layer) -> jax.Array:
     size = layer.size(images.shape[1:3])
     images, kernel = _precise(images), _precise(kernel)
     parts = zip(np.ndindex(layer.window), shifted(images, size, layer), strict=True)
-    return functools.reduce(operator.add, (part * kernel[at][0] for at, part in parts))
+    return functools.reduce(operator.add, (part * kernel[at][None, None] for at, part in parts))
 
 
 def kernel_gradient(images: jax.Array, gradient: jax.Array, layer: Layer) -> jax.Array:

@@ -24,6 +24,9 @@ FEW_IMAGES = 8
 # are many and channels few, up to 130 where products are short. At 60 the choice fits the times of 29 layers: F(4x4)
 # takes 0.72 of XLA's time at 32x32x64, 0.62 at 16x16x128, 0.43 at 8x8x256, 0.98 at 16x16x32, 1.4 at 32x32x16.
 MOVED = 60
+# JAX 0.10: 64 channels on 32x32 take 51 ms by way of YNNPACK, 28 ms without and 30 ms with one more column; 64 and 128
+# channels on 16x16 take 23, 12 and 13 ms, 128 and 128 take 24, 25 and 27 ms, 16 and 16 on 32x32 take 3.4, 3.5 and 4 ms.
+FEW_CHANNELS, FEW_COLUMNS = 128, 8
 # Fewest tiles for F(4x4): products of fewer rows wait for the kernel's tiles, 4 times as many numbers as the kernel.
 MANY_TILES = 128
 
@@ -65,7 +68,15 @@ def _other(images: Any, features: int, layer: Layer, exact: bool) -> Form | None
         return functools.partial(products.pointwise, layer=layer)
     if min(min(pad) for pad in layer.padding) < 0:
         return layer.plain
-    return None
+    return layer.widened if _is_slow_in_xla(images, features, layer) else None
+
+
+def _is_slow_in_xla(images: Any, features: int, layer: Layer) -> bool:
+    """Whether XLA takes a library (YNNPACK) for a convolution that halves its speed."""
+    narrow = min(images.shape[-1], features) < FEW_CHANNELS <= 4 * max(images.shape[-1], features)
+    of_that_kind = layer.is_dense and layer.strides == (1, 1) and images.dtype == jnp.float32
+    short = 0 <= images.shape[2] - layer.size(images.shape[1:3])[1] <= 2 < FEW_COLUMNS <= images.shape[2]
+    return jax.__version_info__ < (0, 11) and of_that_kind and narrow and short
 
 
 def _convolve(images: jax.Array, kernel: jax.Array, layer: Layer, exact: bool) -> jax.Array:
@@ -87,12 +98,13 @@ def kernel_gradient(images: Any, gradient: Any, layer: Layer, *, exact: bool) ->
     shape = jax.ShapeDtypeStruct((*layer.window, channels, features), images.dtype)
     if algorithm := _algorithm(images, shape, layer, exact):
         return functools.partial(winograd.kernel_gradient, padding=layer.padding, by=algorithm)
-    if layer.window == (1, 1) and layer.padding[0][0] == layer.padding[1][0] == 0:
+    thinned = tuple(-(-n // stride) for n, stride in zip(images.shape[1:3], layer.strides, strict=True))
+    if layer.window == (1, 1) and layer.padding[0][0] == layer.padding[1][0] == 0 and thinned == gradient.shape[1:3]:
         return functools.partial(products.pointwise_gradient, layer=layer)
     if _is_small(images, layer) and _has_few(images):
         return functools.partial(products.patches_gradient, layer=layer)
     crops = min(low for low, _ in layer.padding) < 0  # XLA's results are wrong there on CPUs
-    if max(images.shape[1:3]) <= TINY_MAP or crops:
+    if max(images.shape[1:3]) <= TINY_MAP or layer.window == (1, 1) or crops:
         return functools.partial(products.taps_gradient, layer=layer)
     return None
 

@@ -48,7 +48,7 @@ def _merged(groups: int, channels: int) -> int:
     return next(
         number
         for number in range(1, groups + 1)
-        if groups % number == 0 and number * channels >= CHANNELS or number == groups
+        if (groups % number == 0 and number * channels >= CHANNELS) or number == groups
     )
 
 
@@ -60,4 +60,4 @@ def _blocks(array: jax.Array, number: int) -> Iterator[jax.Array]:
 
 def _mask(merged: int, channels: int, features: int) -> np.ndarray:
     """Which channels (of all groups together) go into which features."""
-    return np.kron(np.eye(merged), np.ones((channels, features))).astype(bool)
+    return np.kron(np.eye(merged), np.ones((channels, features))).astype(bool)[None, None]

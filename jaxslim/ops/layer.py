@@ -15,7 +15,7 @@ Pairs = tuple[tuple[int, int], tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A convolution of images (n, height, width, channels) with a kernel (height, width, channels a group, features)."""
+    """A convolution of images (n, height, width, channels) and a kernel (height, width, channels a group, features)."""
 
     window: tuple[int, int]
     strides: tuple[int, int] = (1, 1)
@@ -48,8 +48,8 @@ class Layer:
         if min(itertools.chain(*self.padding)) < 0 and self.spread == (1, 1):
             crop = [(min(low, 0), min(high, 0), 0) for low, high in self.padding]
             images = lax.pad(images, np.zeros((), images.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
-            left = ((max(low, 0), max(high, 0)) for low, high in self.padding)
-            inside = dataclasses.replace(self, padding=tuple(left))
+            rows, columns = ((max(low, 0), max(high, 0)) for low, high in self.padding)
+            inside = dataclasses.replace(self, padding=(rows, columns))
         return lax.conv_general_dilated(
             images,
             kernel,
@@ -60,3 +60,13 @@ class Layer:
             CHANNELS_LAST,
             inside.groups,
         )
+
+    def widened(self, images: jax.Array, kernel: jax.Array) -> jax.Array:
+        """XLA's convolution with more columns of outputs than the images have, of which the last are dropped.
+
+        XLA for JAX 0.10 has a library that is slow for few channels and does not take such convolutions.
+        """
+        rows, (low, high) = self.padding
+        columns = self.size(images.shape[1:3])[1]
+        more = images.shape[2] + 1 - columns
+        return dataclasses.replace(self, padding=(rows, (low, high + more))).plain(images, kernel)[:, :, :columns]

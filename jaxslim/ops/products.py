@@ -12,6 +12,8 @@ from jax import lax
 
 from jaxslim.ops.layer import Layer
 
+# Rows of one product that is summed over its rows. With 64 and 256 channels on 32x32, batch 64, one product takes 38 ms
+# and 64 products of 1024 rows take 20 ms: few results are not divided among cores.
 ROWS = 4096
 
 
@@ -89,8 +91,9 @@ def _summed_product(pixels: jax.Array, gradient: jax.Array) -> jax.Array:
     if isinstance(rows, int):  # an open batch has no number
         parts = next(n for n in range(max(1, rows // ROWS), 0, -1) if rows % n == 0)
     exact = jnp.promote_types(pixels.dtype, jnp.float32)
-    divided = (array.reshape(parts, rows // parts, array.shape[-1]) for array in (pixels, gradient))
-    return lax.dot_general(*divided, (((1,), (1,)), ((0,), (0,))), preferred_element_type=exact).sum(0)
+    one, other = (array.reshape(parts, rows // parts, array.shape[-1]) for array in (pixels, gradient))
+    found = lax.dot_general(one, other, (((1,), (1,)), ((0,), (0,))), preferred_element_type=exact)
+    return found.sum(0)
 
 
 def _overlaps(

@@ -1,9 +1,9 @@
 """Convolutions of 3x3 kernels with fewer multiplications (Winograd; Lavin & Gray, CVPR 2016), as matrix products.
 
-F(4x4, 3x3) makes tiles of 4x4 outputs from tiles of 6x6 inputs with 36 multiplications in place of 144, F(2x2, 3x3) tiles
-of 2x2 with 16 in place of 36. Tiles of images, kernels and tiles of products each pass a small matrix, first along rows
-and then along columns. The images come in groups whose tiles fit into the cache. Results of F(4x4, 3x3) differ from the
-direct algorithm's by 1e-5 of the largest, those of F(2x2, 3x3) by 1e-6.
+F(4x4, 3x3) makes tiles of 4x4 outputs from tiles of 6x6 inputs with 36 multiplications in place of 144, F(2x2, 3x3)
+tiles of 2x2 with 16 in place of 36. Tiles of images, kernels and tiles of products each pass a small matrix, first
+along rows and then along columns. Images come in portions whose tiles fit into the cache. Results of F(4x4, 3x3)
+differ from the direct algorithm's by 1e-5 of the largest, those of F(2x2, 3x3) by 1e-6.
 """
 
 import dataclasses
@@ -52,8 +52,14 @@ F2 = Algorithm(
 F4 = Algorithm(
     4,
     np.array(
-        [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0]]
-        + [[0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]
+        [
+            [4, 0, -5, 0, 1, 0],
+            [0, -4, -4, 1, 1, 0],
+            [0, 4, -4, -1, 1, 0],
+            [0, -2, -1, 2, 1, 0],
+            [0, 2, -1, -2, 1, 0],
+            [0, 4, 0, -5, 0, 1],
+        ]
     ),
     np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24,
     np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]),
@@ -114,7 +120,10 @@ def _portions(by: Algorithm, channels: int, size: Sequence[int], *arrays: jax.Ar
 def _image_tiles(images: jax.Array, padding: Padding, size: Sequence[int], by: Algorithm) -> jax.Array:
     """(positions of a tile, tiles, channels)."""
     shape = by.tiles(size)
-    around = [(low, by.out * tiles + 2 - low - n) for n, tiles, (low, _) in zip(images.shape[1:], shape, padding)]
+    around = [
+        (low, by.out * tiles + 2 - low - n)
+        for n, tiles, (low, _) in zip(images.shape[1:3], shape, padding, strict=True)
+    ]
     padded = _padded(images, around)
     rows = _each(by.images, [_every(by.out, padded, 1, row, shape[0]) for row in range(by.tile)], 0)
     tiles = _stacked(by.images, [_every(by.out, rows, 3, column, shape[1]) for column in range(by.tile)], 1)
@@ -124,7 +133,7 @@ def _image_tiles(images: jax.Array, padding: Padding, size: Sequence[int], by: A
 def _gradient_tiles(gradient: jax.Array, by: Algorithm) -> jax.Array:
     """(positions of a tile, tiles, features)."""
     shape = by.tiles(gradient.shape[1:3])
-    padded = _padded(gradient, [(0, by.out * tiles - n) for n, tiles in zip(gradient.shape[1:], shape)])
+    padded = _padded(gradient, [(0, by.out * tiles - n) for n, tiles in zip(gradient.shape[1:3], shape, strict=True)])
     rows = _each(by.outputs.T, [_every(by.out, padded, 1, row, shape[0]) for row in range(by.out)], 0)
     tiles = _stacked(by.outputs.T, [_every(by.out, rows, 3, column, shape[1]) for column in range(by.out)], 1)
     return tiles.reshape(by.tile**2, -1, gradient.shape[-1])

@@ -1,6 +1,5 @@
 """Recalibration: estimates BatchNorm's running statistics again, since a cut network holds those of the full one."""
 
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
