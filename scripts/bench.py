@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,20 +75,31 @@ def main(argv: list[str]) -> None:
 
 
 def _layers(options: Options, peer: Any, result: dict[str, Any], tell: Callable[[str, object], None]) -> Report:
+    import bench_accelerate
     import bench_layers
 
+    layers = bench_layers.QUICK if options.quick else bench_layers.LAYERS
+    networks = bench_accelerate.QUICK if options.quick else bench_accelerate.NETWORKS
+    batch = 2 if options.quick else 64
+    measured: dict[str, tuple[dict[str, Any], Iterable[dict[str, Any]]]] = {}
+    for layer in layers:
+        about = {"layer": layer.name, **dataclasses.asdict(layer)}
+        measured[layer.name] = about, bench_layers.measure(layer, options.rounds, peer)
+    for name, module in networks.items():
+        about = {"network": name, "batch": batch}
+        measured[f"{name}, batch {batch}"] = about, bench_accelerate.measure(module, batch, options.rounds)
     result["rows"], table = [], {}
-    for layer in bench_layers.QUICK if options.quick else bench_layers.LAYERS:
+    for name, (about, rows) in measured.items():
         cells: dict[str, str] = {}
-        for figures in bench_layers.measure(layer, options.rounds, peer):
-            result["rows"].append({"layer": layer.name, **dataclasses.asdict(layer), **figures})
+        for figures in rows:
+            result["rows"].append({**about, **figures})
             kind, seconds = figures["kind"], figures["seconds"]
             cells[f"{kind} (ms)"] = f"{1000 * statistics.median(seconds['jaxslim']):.2f}"
             cells |= {f"{kind} / {who}": ratio for who, ratio in _times_as_fast(seconds).items()}
-            tell(f"{layer.name}, {kind}", f"seconds {_medians(seconds)}")
-        table[layer.name] = cells
+            tell(f"{name}, {kind}", f"seconds {_medians(seconds)}")
+        table[name] = cells
     title = f"Milliseconds of jaxslim, and how many times as fast it is: median of {options.rounds} rounds and extremes"
-    return Report(title="Speed of single layers", more_tables=(_table(title, table),))
+    return Report(title="Speed of layers and accelerated networks", more_tables=(_table(title, table),))
 
 
 def _networks(options: Options, peer: Any, result: dict[str, Any], tell: Callable[[str, object], None]) -> Report:

@@ -106,22 +106,25 @@ def test_everything_is_measured(rehearsal):
 def test_layers_are_measured_in_place_of_networks(layers_rehearsal):
     done, result = layers_rehearsal
     assert result.keys() == {"machine", "rows"}
-    assert [(row["layer"], row["kind"]) for row in result["rows"]] == [
+    names = [row.get("layer") or f"{row['network']}, batch {row['batch']}" for row in result["rows"]]
+    assert [(name, row["kind"]) for name, row in zip(names, result["rows"], strict=True)] == [
         (name, kind)
         for name in (
             "3x3, 6x6, 3 -> 4, batch 2",
             "depthwise 3x3 stride 2, 6x6, 4 -> 4, batch 2",
             "transposed 4x4 stride 2, 3x3, 4 -> 3, batch 2",
+            "ResNet-18, batch 2",
+            "MobileNetV2, batch 2",
         )
         for kind in ("infer", "train")
     ]
-    for row in result["rows"]:
+    for name, row in zip(names, result["rows"], strict=True):
         assert all(len(times) == 3 and min(times) > 0 for times in row["seconds"].values())
-        told = cells(done, row["layer"])
+        told = cells(done, name)
         assert list(told) == ["infer (ms)", "infer / XLA", "train (ms)", "train / XLA"]
         assert told[f"{row['kind']} (ms)"] == f"{1000 * median(row['seconds']['jaxslim']):.2f}"
         assert told[f"{row['kind']} / XLA"] == spread(row["seconds"], "XLA")
-    last = result["rows"][-1]
+    last = next(row for row in reversed(result["rows"]) if "layer" in row)
     assert (last["size"], last["window"], last["stride"], last["transposed"], last["batch"]) == (3, 4, 2, True, 2)
     assert done.stdout.count("\n## ") == 2  # one table, and the notes
 
@@ -195,7 +198,7 @@ def test_pytorch_computes_the_same_layers(bench_layers):
 def test_pytorch_takes_part_layer_by_layer(tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     done, result = rehearse(tmp_path / "layers.json", "--layers", "--peer", "torch", rounds=2)
-    for row in result["rows"]:
+    for row in (row for row in result["rows"] if "layer" in row):
         assert list(row["seconds"]) == ["jaxslim", "XLA", "torch eager", "torch channels_last"]
         ratio = cells(done, row["layer"])[f"{row['kind']} / torch channels_last"]
         assert ratio == spread(row["seconds"], "torch channels_last")
