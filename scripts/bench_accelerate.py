@@ -1,12 +1,12 @@
 """Networks that know nothing of jaxslim, before and after `jaxslim.ops.accelerate()`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_parts import Contestants, take_turns
+from bench_parts import take_turns
 from flax import linen as nn
 
 from jaxslim import ops
@@ -91,11 +91,12 @@ def measure(module: nn.Module, batch: int, rounds: int) -> Iterator[dict[str, An
         found = jax.tree.leaves((fast(variables), plain(variables)))
         for one, other in zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True):
             np.testing.assert_allclose(one, other, atol=2e-3 * float(jnp.abs(other).max()))
-        contestants: Contestants = {
-            "jaxslim": lambda fast=fast: jax.block_until_ready(fast(variables)),
-            "XLA": lambda plain=plain: jax.block_until_ready(plain(variables)),
-        }
+        contestants = {"jaxslim": _call(fast, variables), "XLA": _call(plain, variables)}
         yield {"kind": kind, "seconds": take_turns(contestants, rounds)}
+
+
+def _call(compiled: Any, variables: Any) -> Callable[[], object]:
+    return lambda: jax.block_until_ready(compiled(variables))
 
 
 def _conv(features: int, window: int = 3, strides: int = 1, groups: int = 1) -> nn.Conv:

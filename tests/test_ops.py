@@ -1,5 +1,9 @@
 """The fast convolution: the results and derivatives of XLA's, and a program that the graph and JAX see as written."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -250,6 +254,57 @@ def test_a_type_of_results_and_empty_outputs():
     half = (images.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
     options = {"dimension_numbers": NUMBERS, "preferred_element_type": jnp.float32}
     assert ops.conv(*half, (1, 1), "SAME", **options).dtype == jnp.float32
+
+
+DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jaxslim import ops
+from jaxslim.ops import forms, winograd
+
+forms.MOVED, winograd.PORTION_BYTES = 0, 2**16
+numbers = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+kernel = np.random.default_rng(1).normal(size=(3, 3, 128, 128)).astype(np.float32)
+
+def loss(conv, images, kernel):
+    return jnp.sin(conv(images, kernel, (1, 1), "SAME", dimension_numbers=numbers)).sum()
+
+def found(conv, way, images):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit if way == "explicit" else AxisType.Auto,))
+    function = lambda *arrays: loss(conv, *arrays)
+    if way == "shard_map":
+        whole = lambda *arrays: lax.psum(loss(conv, *arrays), "data")
+        function = jax.shard_map(whole, mesh=mesh, in_specs=(P("data"), P()), out_specs=P())
+    step = jax.jit(jax.grad(function, argnums=(0, 1)))
+    with jax.set_mesh(mesh):
+        arrays = [jax.device_put(one, NamedSharding(mesh, spec)) for one, spec in ((images, P("data")), (kernel, P()))]
+        return step.lower(*arrays).as_text(), step(*arrays)
+
+for way in ("auto", "explicit", "shard_map"):
+    for size in (2, 8):
+        images = np.random.default_rng(0).normal(size=(16, size, size, 128)).astype(np.float32)
+        (text, got), (_, expected) = (found(conv, way, images) for conv in (ops.conv, lax.conv_general_dilated))
+        for one, other in zip(got, expected):
+            np.testing.assert_allclose(one, other, atol=1e-4 * float(jnp.abs(other).max()))
+        print(way, size, "stablehlo.convolution" in text, "stablehlo.while" in text)
+"""
+
+
+def test_several_devices():
+    """XLA divides convolutions among devices, but not our portions of a batch. Inside `shard_map` each is alone."""
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", DEVICES], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = {line.rsplit(" ", 2)[0]: line.split()[2:] for line in done.stdout.splitlines()}
+    assert found == {
+        "auto 2": ["False", "False"],
+        "auto 8": ["True", "False"],
+        "explicit 2": ["True", "False"],
+        "explicit 8": ["True", "False"],
+        "shard_map 2": ["False", "False"],
+        "shard_map 8": ["False", "True"],
+    }
 
 
 class Plain(nn.Module):

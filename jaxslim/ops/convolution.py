@@ -17,7 +17,7 @@ from jax import lax
 from jax.interpreters import mlir
 
 from jaxslim.ops import forms
-from jaxslim.ops.layer import Layer
+from jaxslim.ops.layer import Layer, Shape
 from jaxslim.ops.memory import keep_memory
 
 Form = Callable[[jax.Array, jax.Array], jax.Array]
@@ -107,14 +107,21 @@ def as_written() -> Iterator[None]:
 
 
 def _lower(ctx: Any, images: Any, kernel: Any, **params: Any) -> Any:
-    form = None if _mode.written else _form(*ctx.avals_in, **params)
+    as_it_is = _mode.written or any(_has_axes(array) for array in (*ctx.avals_in, *ctx.avals_out))
+    one, other = ctx.avals_in
+    form = None if as_it_is else _form(one, other, params, _is_divided(ctx))
     if form is None:
         return _xla(ctx, images, kernel, **params)
     with as_written():  # convolutions that a form itself makes
         return mlir.lower_fun(form, multiple_results=False)(ctx, images, kernel)
 
 
-def _form(images: Any, kernel: Any, **params: Any) -> Form | None:
+def _is_divided(ctx: Any) -> bool:
+    """Whether XLA divides the program among several devices, so that portions of a batch would not be at hand."""
+    return bool((getattr(ctx.module_context.axis_context, "num_devices", None) or 1) > 1)
+
+
+def _form(images: Any, kernel: Any, params: Any, divided: bool) -> Form | None:
     """The convolution in another form, as a function of images and kernel; None to leave it to XLA."""
     kind = params["preferred_element_type"]
     if (kind is None and not _everywhere) or kind not in (None, images.dtype) or images.dtype != kernel.dtype:
@@ -127,11 +134,11 @@ def _form(images: Any, kernel: Any, **params: Any) -> Form | None:
     given = params["dimension_numbers"].lhs_spec
     groups = params["feature_group_count"], params["batch_group_count"]
     if given[1] == 0:  # images are summed over
-        return _gradient(images, kernel, params, exact) if groups[0] == 1 else None
-    return _forward(images, kernel, params, exact) if groups[1] == 1 else None
+        return _gradient(images, kernel, params, exact, divided) if groups[0] == 1 else None
+    return _forward(images, kernel, params, exact, divided) if groups[1] == 1 else None
 
 
-def _forward(images: Any, kernel: Any, params: Any, exact: bool) -> Form | None:
+def _forward(images: Any, kernel: Any, params: Any, exact: bool, divided: bool) -> Form | None:
     given, taken, made = params["dimension_numbers"]
     layer = Layer(
         window=tuple(kernel.shape[axis] for axis in taken[2:]),
@@ -144,14 +151,17 @@ def _forward(images: Any, kernel: Any, params: Any, exact: bool) -> Form | None:
     to_images = (given[0], *given[2:], given[1])
     features_first = taken[0] < taken[1]
     to_kernel = (*taken[2:], *sorted(taken[:2]))
-    chosen = forms.forward(_turned(images, to_images), _turned(kernel, to_kernel), layer, features_first, exact=exact)
+    own, kernel = _turned(images, to_images, divided), _turned(kernel, to_kernel)
+    if divided and not forms.is_small(own, layer):
+        return None
+    chosen = forms.forward(own, kernel, layer, features_first, exact=exact)
     if chosen is None:
         return None
     back = np.argsort((made[0], *made[2:], made[1])).tolist()
     return _between(chosen, to_images, to_kernel, back)
 
 
-def _gradient(images: Any, gradient: Any, params: Any, exact: bool) -> Form | None:
+def _gradient(images: Any, gradient: Any, params: Any, exact: bool, divided: bool) -> Form | None:
     """The gradient of a kernel is a convolution of images with the gradient of the outputs, which sums over images."""
     given, taken, made = params["dimension_numbers"]
     kernel_of = Layer(
@@ -170,7 +180,10 @@ def _gradient(images: Any, gradient: Any, params: Any, exact: bool) -> Form | No
         groups=params["batch_group_count"],
     )
     to_images, to_gradient = ((spec[1], *spec[2:], spec[0]) for spec in (given, taken))
-    chosen = forms.kernel_gradient(_turned(images, to_images), _turned(gradient, to_gradient), layer, exact=exact)
+    own, above = _turned(images, to_images, divided), _turned(gradient, to_gradient, divided)
+    if divided and not forms.is_small(own, layer):
+        return None
+    chosen = forms.kernel_gradient(own, above, layer, exact=exact)
     if chosen is None:
         return None
     back = np.argsort((*made[2:], *made[:2])).tolist()
@@ -186,10 +199,17 @@ def _between(form: Form, first: Sequence[int], second: Sequence[int], back: Sequ
     return turned
 
 
-def _turned(array: Any, axes: Sequence[int]) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(tuple(array.shape[axis] for axis in axes), array.dtype)
+def _turned(array: Any, axes: Sequence[int], divided: bool = False) -> Shape:
+    """The shape with its axes in another order; where devices divide the first axis, its length is not known."""
+    first, *rest = (array.shape[axis] for axis in axes)
+    return Shape((None if divided else first, *rest), array.dtype)
 
 
-_registered = mlir._platform_specific_lowerings["cpu"][lax.conv_general_dilated_p]
-_xla = _registered.rule
+def _has_axes(array: Any) -> bool:
+    """Whether a mesh's axes are a part of the type, as with explicit sharding."""
+    return any(axes is not None for axes in array.sharding.spec)
+
+
+_rules = mlir._platform_specific_lowerings["cpu"]
+_xla = _rules[lax.conv_general_dilated_p].rule
 mlir.register_lowering(lax.conv_general_dilated_p, _lower, platform="cpu")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxslim.ops import depthwise, enlarging, grouped, products, winograd
-from jaxslim.ops.layer import Layer
+from jaxslim.ops.layer import Layer, Shape
 
 # Largest height and width at which matrix products are faster, forward and for the gradient of the images. With 512
 # channels in and out, a 4x4 map takes 10 ms each way, where XLA takes 13 and 14 ms. On 2x2 maps the kernel is larger
@@ -46,7 +46,7 @@ def forward(images: Any, kernel: Any, layer: Layer, features_first: bool = False
     """
     if algorithm := _algorithm(images, kernel, layer, exact):
         return functools.partial(winograd.convolve, padding=layer.padding, by=algorithm, features_first=features_first)
-    if _is_small(images, layer):
+    if is_small(images, layer):
         if _has_few(images) and not features_first:
             return functools.partial(products.patches, layer=layer)
         return functools.partial(products.taps, layer=layer, features_first=features_first)
@@ -95,13 +95,13 @@ def kernel_gradient(images: Any, gradient: Any, layer: Layer, *, exact: bool) ->
         return functools.partial(grouped.kernel_gradient, layer=layer, inner=inner)
     if not layer.is_dense:
         return None
-    shape = jax.ShapeDtypeStruct((*layer.window, channels, features), images.dtype)
+    shape = Shape((*layer.window, channels, features), images.dtype)
     if algorithm := _algorithm(images, shape, layer, exact):
         return functools.partial(winograd.kernel_gradient, padding=layer.padding, by=algorithm)
     thinned = tuple(-(-n // stride) for n, stride in zip(images.shape[1:3], layer.strides, strict=True))
     if layer.window == (1, 1) and layer.padding[0][0] == layer.padding[1][0] == 0 and thinned == gradient.shape[1:3]:
         return functools.partial(products.pointwise_gradient, layer=layer)
-    if _is_small(images, layer) and _has_few(images):
+    if is_small(images, layer) and _has_few(images):
         return functools.partial(products.patches_gradient, layer=layer)
     crops = min(low for low, _ in layer.padding) < 0  # XLA's results are wrong there on CPUs
     if max(images.shape[1:3]) <= TINY_MAP or layer.window == (1, 1) or crops:
@@ -116,7 +116,8 @@ def _gradient(images: jax.Array, gradient: jax.Array, layer: Layer, exact: bool)
     return jax.linear_transpose(lambda kernel: layer.plain(images, kernel), kernel)(gradient)[0]
 
 
-def _is_small(images: Any, layer: Layer) -> bool:
+def is_small(images: Any, layer: Layer) -> bool:
+    """Whether products of the pixels under each position of the kernel are faster than XLA's convolution."""
     size = images.shape[1:3]
     return layer.is_dense and max(size) <= SMALL_MAP and min(layer.size(size)) > 0 and layer.window != (1, 1)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,6 +11,13 @@ from jax import lax
 
 CHANNELS_LAST = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 Pairs = tuple[tuple[int, int], tuple[int, int]]
+
+
+class Shape(NamedTuple):
+    """What is known of an array. A batch may be a symbol, or None where several devices divide it."""
+
+    shape: tuple[Any, ...]
+    dtype: Any
 
 
 @dataclasses.dataclass(frozen=True)
