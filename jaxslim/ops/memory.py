@@ -1,6 +1,7 @@
 """Memory that a process frees and needs again at once."""
 
 import ctypes
+import sys
 
 # Of glibc's mallopt. A program of JAX takes all its memory for intermediate results at once, on any thread. By default
 # glibc gives blocks of that size back to the system after each call, and each page comes back as a fault: 130,000 of
@@ -9,8 +10,8 @@ _SETTINGS = {"M_ARENA_MAX": (-8, 1), "M_TRIM_THRESHOLD": (-1, 2**30), "M_MMAP_TH
 
 
 def keep_memory() -> None:
-    """Let this process keep up to 1 GiB that it frees. It must not run threads yet; nothing happens without glibc."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if hasattr(ctypes, "CDLL") else None
-    for setting, value in _SETTINGS.values():
-        if mallopt is not None:
+    """Let this process keep about 1 GiB that it frees, if the C library is glibc and no other threads run yet."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda setting, value: None)
+        for setting, value in _SETTINGS.values():
             mallopt(setting, value)
