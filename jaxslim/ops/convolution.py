@@ -84,8 +84,8 @@ def conv(
 def accelerate(on: bool = True) -> None:
     """From now on, compile each convolution for CPUs in its fastest form, in any network and framework.
 
-    Call this at the start of a program, before JAX does anything: then the process also keeps the memory that its
-    computations free, up to 1 GiB (where the C library is glibc). What is compiled already stays as it is.
+    Call this at the start of a program, before JAX does anything: then the process also keeps the memory that it
+    frees, for its next computation (where the C library is glibc). What is compiled already stays as it is.
 
     Args:
       on: False leaves convolutions to XLA again, but those of `conv`.
