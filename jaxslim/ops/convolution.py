@@ -98,7 +98,10 @@ def accelerate(on: bool = True) -> None:
 
 @contextlib.contextmanager
 def as_written() -> Iterator[None]:
-    """Leave convolutions in programs that are lowered meanwhile as they are written."""
+    """Leave convolutions in programs that are lowered meanwhile as they are written.
+
+    JAX keeps what it lowered before of the same function; wrap it in another one.
+    """
     before, _mode.written = _mode.written, True
     try:
         yield
