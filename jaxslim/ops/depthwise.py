@@ -7,10 +7,9 @@ import operator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxslim.ops.layer import Layer
-from jaxslim.ops.portions import portions
+from jaxslim.ops.portions import portions, summed
 from jaxslim.ops.products import shifted
 
 # Of the gradient, for a portion of images: 2 of 32x32x96 take 14 ms with batch 64, all images at once 50 ms.
@@ -37,9 +36,7 @@ def kernel_gradient(images: jax.Array, gradient: jax.Array, layer: Layer) -> jax
     arrays = _precise(images), _precise(gradient)
     if isinstance(images.shape[0], int):
         image_bytes = math.prod(gradient.shape[1:]) * arrays[1].dtype.itemsize
-        zeros = jnp.zeros((math.prod(layer.window), channels), arrays[0].dtype)
-        divided = tuple(portions(image_bytes, PORTION_BYTES, *arrays))
-        total, _ = lax.scan(lambda total, one: (total + portion(*one), None), zeros, divided)
+        total = summed(portion, portions(image_bytes, PORTION_BYTES, *arrays))
     else:
         total = portion(*arrays)
     return total.reshape(*layer.window, 1, channels)

@@ -115,10 +115,7 @@ def kernel_gradient(images: Any, gradient: Any, layer: Layer, *, exact: bool) ->
 
 
 def _gradient(images: jax.Array, gradient: jax.Array, layer: Layer, exact: bool) -> jax.Array:
-    if form := kernel_gradient(images, gradient, layer, exact=exact):
-        return form(images, gradient)
-    kernel = jax.ShapeDtypeStruct((*layer.window, images.shape[-1], gradient.shape[-1]), images.dtype)
-    return jax.linear_transpose(lambda kernel: layer.plain(images, kernel), kernel)(gradient)[0]
+    return (kernel_gradient(images, gradient, layer, exact=exact) or layer.plain_gradient)(images, gradient)
 
 
 def is_small(images: Any, layer: Layer) -> bool:

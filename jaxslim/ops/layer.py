@@ -68,6 +68,29 @@ class Layer:
             inside.groups,
         )
 
+    def plain_gradient(self, images: jax.Array, gradient: jax.Array) -> jax.Array:
+        """The gradient of the kernel as XLA's convolution; nothing is spread or grouped.
+
+        JAX's own transposition would add it up over the devices of a `shard_map` once more.
+        """
+        reach = (
+            (window - 1) * dilation + (n - 1) * stride + 1
+            for window, dilation, n, stride in zip(
+                self.window, self.dilation, gradient.shape[1:3], self.strides, strict=True
+            )
+        )
+        padding = [
+            (low, end - low - n) for end, (low, _), n in zip(reach, self.padding, images.shape[1:3], strict=True)
+        ]
+        return lax.conv_general_dilated(
+            images,
+            gradient,
+            self.dilation,
+            padding,
+            rhs_dilation=self.strides,
+            dimension_numbers=lax.ConvDimensionNumbers((3, 0, 1, 2), (3, 0, 1, 2), (2, 3, 0, 1)),
+        )
+
     def widened(self, images: jax.Array, kernel: jax.Array) -> jax.Array:
         """XLA's convolution with more columns of outputs than the images have, of which the last are dropped.
 

@@ -1,7 +1,10 @@
 """Batches in portions that fit into a processor's cache."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def portions(image_bytes: int, limit: int, *arrays: jax.Array) -> list[jax.Array]:
@@ -18,3 +21,11 @@ def portions(image_bytes: int, limit: int, *arrays: jax.Array) -> list[jax.Array
     each = -(-number // count)
     missing = [(0, count * each - number), *[(0, 0)] * (arrays[0].ndim - 1)]
     return [jnp.pad(array, missing).reshape(count, each, *array.shape[1:]) for array in arrays]
+
+
+def summed(function: Callable[..., jax.Array], divided: Sequence[jax.Array]) -> jax.Array:
+    """The sum of `function` over portions. It starts with the first, since zeros lack the axes of `shard_map`."""
+    first = function(*(array[0] for array in divided))
+    return lax.fori_loop(
+        1, len(divided[0]), lambda number, total: total + function(*(array[number] for array in divided)), first
+    )
