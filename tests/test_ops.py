@@ -314,7 +314,7 @@ for way in ("auto", "explicit", "shard_map"):
 
 
 def test_several_devices():
-    """A dense, a depthwise and a grouped layer. XLA divides convolutions among devices, but not our portions of a batch.
+    """A dense, a depthwise and a grouped layer: XLA divides convolutions among devices, but no portions of a batch.
 
     Inside `shard_map` each device is alone.
     """

@@ -7,7 +7,7 @@ compiled for a CPU, its lowering is ours.
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,10 +17,9 @@ from jax import lax
 from jax.interpreters import mlir
 
 from jaxslim.ops import forms
+from jaxslim.ops.forms import Form
 from jaxslim.ops.layer import Layer, Shape
 from jaxslim.ops.memory import keep_memory
-
-Form = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class _Mode(threading.local):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxslim.ops import depthwise, enlarging, grouped, products, winograd
-from jaxslim.ops.layer import Layer, Shape
+from jaxslim.ops.layer import Layer
 
 # Largest height and width at which matrix products are faster, forward and for the gradient of the images. With 512
 # channels in and out, a 4x4 map takes 10 ms each way, where XLA takes 13 and 14 ms. On 2x2 maps the kernel is larger
@@ -49,13 +49,14 @@ def forward(images: Any, kernel: Any, layer: Layer, features_first: bool = False
       features_first: whether the kernel comes with its last two axes exchanged, as where a gradient goes back.
       exact: whether to leave out forms that round more than XLA's.
     """
-    if algorithm := _algorithm(images, kernel, layer, exact):
+    features = kernel.shape[2 if features_first else 3]
+    if algorithm := _algorithm(images, features, layer, exact):
         return functools.partial(winograd.convolve, padding=layer.padding, by=algorithm, features_first=features_first)
     if is_small(images, layer):
         if _has_few(images) and not features_first:
             return functools.partial(products.patches, layer=layer)
         return functools.partial(products.taps, layer=layer, features_first=features_first)
-    form = _other(images, kernel.shape[2 if features_first else 3], layer, exact)
+    form = _other(images, features, layer, exact)
     if form is None or not features_first:
         return form
     return lambda images, kernel: form(images, kernel.swapaxes(2, 3))
@@ -100,8 +101,7 @@ def kernel_gradient(images: Any, gradient: Any, layer: Layer, *, exact: bool) ->
         return functools.partial(grouped.kernel_gradient, layer=layer, inner=inner)
     if not layer.is_dense:
         return None
-    shape = Shape((*layer.window, channels, features), images.dtype)
-    if algorithm := _algorithm(images, shape, layer, exact):
+    if algorithm := _algorithm(images, features, layer, exact):
         return functools.partial(winograd.kernel_gradient, padding=layer.padding, by=algorithm)
     thinned = tuple(-(-n // stride) for n, stride in zip(images.shape[1:3], layer.strides, strict=True))
     if layer.window == (1, 1) and layer.padding[0][0] == layer.padding[1][0] == 0 and thinned == gradient.shape[1:3]:
@@ -133,7 +133,7 @@ def _is_depthwise(channels: int, features: int, layer: Layer) -> bool:
     return layer.groups == channels == features and layer.spread == layer.dilation == (1, 1)
 
 
-def _algorithm(images: Any, kernel: Any, layer: Layer, exact: bool) -> winograd.Algorithm | None:
+def _algorithm(images: Any, features: int, layer: Layer, exact: bool) -> winograd.Algorithm | None:
     """Winograd's algorithm that takes the least time; None where the direct one does."""
     of_this_kind = layer.is_dense and layer.window == (3, 3) and layer.strides == (1, 1)
     if not of_this_kind or images.dtype != jnp.float32 or not isinstance(images.shape[0], int):
@@ -141,7 +141,7 @@ def _algorithm(images: Any, kernel: Any, layer: Layer, exact: bool) -> winograd.
     size = layer.size(images.shape[1:3])
     if min(size) < 1 or images.shape[0] == 0:
         return None
-    channels, features = images.shape[-1], math.prod(kernel.shape[2:]) // images.shape[-1]
+    channels = images.shape[-1]
     small = max(images.shape[1:3]) <= SMALL_MAP
     positions = math.prod(3 * n - 2 if small else 3 * n for n in size)  # on small maps, padded zeros cost nothing
     costs: dict[winograd.Algorithm | None, int] = {None: images.shape[0] * positions * channels * features}

@@ -4,6 +4,7 @@ Times in this file: one normalisation with its ReLU, in float32 with batch 64 on
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from jaxslim.ops.sums import channel_sums
+# Positions that the first of two stages adds up: 32x32x64 takes 0.3 ms, in one stage 3.7 ms.
+ROW = 128
 
 
 class BatchNorm(nn.BatchNorm):
@@ -56,8 +58,8 @@ class BatchNorm(nn.BatchNorm):
 def _batch_norm(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
     """The normalised `x`, the mean and the biased variance (channels,); the last two pass no gradient on."""
     count = x.size // x.shape[-1]
-    mean = channel_sums(x) / count
-    variance = channel_sums(jnp.square(x - _like(x, mean))) / count
+    mean = _channel_sums(x) / count
+    variance = _channel_sums(jnp.square(x - _like(x, mean))) / count
     factor = lax.rsqrt(variance + epsilon) * scale
     return (x - _like(x, mean)) * _like(x, factor) + _like(x, bias), mean, variance
 
@@ -73,8 +75,8 @@ def _batch_norm_backward(epsilon: float, saved: Any, gradients: Any) -> tuple[ja
     count = x.size // x.shape[-1]
     inverse = lax.rsqrt(variance + epsilon)
     centred = x - _like(x, mean)
-    bias_gradient = channel_sums(gradient)
-    scale_gradient = channel_sums(gradient * centred) * inverse
+    bias_gradient = _channel_sums(gradient)
+    scale_gradient = _channel_sums(gradient * centred) * inverse
     pull = _like(x, bias_gradient / count) + centred * _like(x, inverse * scale_gradient / count)
     return _like(x, scale * inverse) * (gradient - pull), scale_gradient, bias_gradient
 
@@ -85,3 +87,11 @@ _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 def _like(x: jax.Array, values: jax.Array) -> jax.Array:
     """`values` (channels,) with as many dimensions as `x`."""
     return values.reshape((1,) * (x.ndim - 1) + values.shape)
+
+
+def _channel_sums(x: jax.Array) -> jax.Array:
+    """Sums (channels,) over all axes but the last, in two stages."""
+    positions = math.prod(x.shape[1:-1])
+    row = max(size for size in range(1, min(positions, ROW) + 1) if positions % size == 0)
+    parts = x.reshape(x.shape[0], positions // row, row, x.shape[-1]).sum(2)
+    return lax.optimization_barrier(parts).sum((0, 1))  # without the barrier, XLA merges the stages
