@@ -27,7 +27,7 @@ METAVARS = {
     **dict.fromkeys(("out", "workdir", "data_dir"), "FOLDER"),
     **dict.fromkeys(("name", "model", "optimizer"), "NAME"),
     **dict.fromkeys(("ratio", "macs", "params", "holdout", "max_layer_ratio", "tolerance"), "SHARE"),
-    **dict.fromkeys(("label_smoothing", "distill_weight", "progressive"), "SHARE"),
+    **dict.fromkeys(("label_smoothing", "distill_weight", "progressive", "warmup", "group_lasso_growth"), "SHARE"),
     **dict.fromkeys(("ratios", "lr_drops"), "SHARE ..."),
     "dataset": "NAME|PATH",
     "image": "IMAGE ...",
@@ -52,6 +52,9 @@ class OfCheckpoint:
     """Data set to use; by default the one that the network was trained on."""
     data_dir: str | None = None
     """Where TFDS keeps its data sets; by default where the checkpoint found them."""
+    model: str | None = None
+    """Code of the network, as in `jaxslim train --model my_package.my_module:build`, for a network of your own. A
+    checkpoint names such code and never imports it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,12 @@ def data_of(options: dict[str, Any]) -> dict[str, str]:
     given = {name: value for name in ("dataset", "data_dir") if (value := options.pop(name)) is not None}
     is_path = {"dataset": os.path.exists(os.path.expanduser(given.get("dataset", ""))), "data_dir": True}
     return {name: absolute(value) if is_path[name] else value for name, value in given.items()}
+
+
+def code_of(options: dict[str, Any]) -> dict[str, str]:
+    """Take `model`, the code of a checkpoint's network, out of options, and return it if it was given."""
+    model = options.pop("model")
+    return {} if model is None else {"model": model}
 
 
 def word_after(argv: Sequence[str], option: str) -> str | None:

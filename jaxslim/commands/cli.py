@@ -49,8 +49,11 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         _fail("stopped; run the same command again. A training run goes on from its latest checkpoint.", 130)
 
 
-def start_jax() -> None:
-    """Start JAX's devices or raise InputError, before anything could take their failure for one of its own."""
+def start_jax(options: Any = None) -> None:
+    """Start JAX's devices or raise InputError, before anything could take their failure for one of its own.
+
+    `options` may name a `checkpoint` and with `model` the code of its network, which is imported then.
+    """
     import jax
 
     from jaxslim.ops import accelerate
@@ -66,6 +69,10 @@ def start_jax() -> None:
         raise InputError(
             f"JAX cannot start {backend}{reason}; {fix}. A GPU needs a build for it: pip install 'jax[cuda]'."
         ) from error
+    if getattr(options, "model", None) is not None:
+        from jaxslim.training.own import register_for
+
+        register_for(options.model, options.checkpoint)
 
 
 def command_line(*words: object, **options: object) -> str:

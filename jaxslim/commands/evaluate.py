@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     from jaxslim.reporting.terminal import show_table, show_text
     from jaxslim.storage.checkpoint import find
 
-    start_jax()
+    start_jax(options)
     path = find(options.checkpoint)
     changes = {"dataset": options.dataset, "data_dir": options.data_dir, "eval_batch_size": options.batch_size}
     with contextlib.ExitStack() as stack:

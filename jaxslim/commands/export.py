@@ -46,6 +46,8 @@ class Options:
     """Make the file for batches of this many images alone, where the network allows no open batch."""
     tolerance: float | None = None
     """Largest difference from the network's outputs, as a share of the largest; by default 1e-4."""
+    model: str | None = None
+    """Code of the network, my_package.my_module:build, where it is your own; ONNX needs that code."""
 
 
 def main(argv: list[str]) -> None:
@@ -63,7 +65,7 @@ def main(argv: list[str]) -> None:
     from jaxslim.storage.programs import Program
     from jaxslim.training.network import in_precision
 
-    start_jax()
+    start_jax(options)
     module, variables, meta = checkpoint.load(options.checkpoint)
     chosen = {field: getattr(options, field) for field in ("format", "weights", "platforms", "derivative", "opset")}
     is_onnx = options.format == "onnx" or (options.format is None and options.out.endswith(".onnx"))
@@ -72,8 +74,8 @@ def main(argv: list[str]) -> None:
     if isinstance(module, Program):
         if is_onnx:
             raise InputError(
-                f"{options.checkpoint} holds a network of your own code, which ONNX needs: call jaxslim.export(FILE, "
-                "module, variables, images) where you have the code, or write StableHLO."
+                f"{options.checkpoint} holds a network of your own code, which ONNX needs: add --model, call "
+                "jaxslim.export(FILE, module, variables, images) where you have the code, or write StableHLO."
             )
         module = module.apply
     elif is_onnx:

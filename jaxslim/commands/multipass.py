@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxslim.commands.arguments import OfCheckpoint, absolute, data_of, parse
+from jaxslim.commands.arguments import OfCheckpoint, absolute, code_of, data_of, parse
 from jaxslim.commands.cli import command_line, folder_beside, start_jax
 from jaxslim.errors import InputError
 from jaxslim.files import locked
@@ -38,8 +38,9 @@ def main(argv: list[str]) -> None:
     from jaxslim.experiments.passes import multipass
     from jaxslim.storage import checkpoint
 
-    start_jax()
+    start_jax(options)
     chosen = dataclasses.asdict(options)
+    code = code_of(chosen)
     data, path, out = data_of(chosen), absolute(chosen.pop("checkpoint")), chosen.pop("out")
     run = home(path)
     out = folder_beside(run, out, "multipass")
@@ -50,4 +51,4 @@ def main(argv: list[str]) -> None:
             rows.append((str(number), f"{found.accuracy:.2%}", f"{found.params:,}", f"{found.macs:,}"))
             last = found.folder
     print(columns(("pass", "accuracy", "parameters", "MACs"), rows))
-    print(f"Next: {command_line('evaluate', last, **data)}")
+    print(f"Next: {command_line('evaluate', last, **data, **code)}")

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from jaxslim.commands.arguments import OfCut, data_of, parse
+from jaxslim.commands.arguments import OfCut, code_of, data_of, parse
 from jaxslim.commands.cli import command_line, start_jax
 from jaxslim.errors import InputError
 
@@ -62,12 +62,12 @@ def main(argv: list[str]) -> None:
     from jaxslim.experiments.cutting import accuracies, save_cut
     from jaxslim.experiments.sensitivity import read_ratios
 
-    start_jax()
+    start_jax(options)
     chosen = dataclasses.asdict(options)
     path, out, ratio = map(chosen.pop, ("checkpoint", "out", "ratio"))
     with contextlib.suppress(TypeError, ValueError):  # a time is text
         chosen["latency"] = float(chosen["latency"])
-    data = data_of(chosen)
+    data, code = data_of(chosen), code_of(chosen)
     if (ratios := chosen.pop("ratios")) is not None:
         chosen["ratios"] = read_ratios(ratios)
     out = Path(out).absolute()
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
         data = {}  # training would not find or take it either
     print(f"Saved {out}.")
     if "config" in meta:
-        print(f"Next: {command_line('train', init_from=out, **data)}")
+        print(f"Next: {command_line('train', init_from=out, **data, **code)}")
 
 
 def show(pruned: Any, meta: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxslim.commands.arguments import OfCut, absolute, data_of, parse
+from jaxslim.commands.arguments import OfCut, absolute, code_of, data_of, parse
 from jaxslim.commands.cli import command_line, folder_beside, start_jax
 from jaxslim.errors import InputError
 from jaxslim.files import locked
@@ -36,8 +36,9 @@ def main(argv: list[str]) -> None:
     from jaxslim.experiments.sensitivity import study
     from jaxslim.reporting.sensitivity import show, write
 
-    start_jax()
+    start_jax(options)
     chosen = dataclasses.asdict(options)
+    code = code_of(chosen)
     data, path, out = data_of(chosen), absolute(chosen.pop("checkpoint")), chosen.pop("out")
     run = home(path)
     out = folder_beside(run, out, "sensitivity")
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> None:
     if any(result.ratios.values()):
         print("Together, the harmless ratios cost more than each alone; fine-tune after the cut.")
         cut = {"ratios": file, "out": run.with_name(f"{run.name}-pruned")}
-        print(f"Next: {command_line('prune', path, **cut, **data)}")
+        print(f"Next: {command_line('prune', path, **cut, **data, **code)}")
     else:
         print(f"Each cut costs more than {100 * options.tolerance:g} points of accuracy.")
-        print(f"Next: {command_line('sweep', path, finetune_epochs=10, **data)}")
+        print(f"Next: {command_line('sweep', path, finetune_epochs=10, **data, **code)}")

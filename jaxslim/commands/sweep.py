@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from jaxslim.commands.arguments import OfCut, absolute, data_of, parse
+from jaxslim.commands.arguments import OfCut, absolute, code_of, data_of, parse
 from jaxslim.commands.cli import command_line, folder_beside, start_jax
 from jaxslim.errors import InputError
 from jaxslim.files import locked
@@ -50,8 +50,9 @@ def main(argv: list[str]) -> None:
     from jaxslim.experiments.finetuning import home
     from jaxslim.reporting import report
 
-    start_jax()
+    start_jax(options)
     chosen = dataclasses.asdict(options)
+    code = code_of(chosen)
     data, path, out = data_of(chosen), absolute(chosen.pop("checkpoint")), chosen.pop("out")
     epochs, rate, schedule = map(chosen.pop, ("finetune_epochs", "learning_rate", "schedule"))
     finetune = {"epochs": epochs, "schedule": schedule} | ({} if rate is None else {"learning_rate": rate})
@@ -68,12 +69,12 @@ def main(argv: list[str]) -> None:
     if ratio:
         print(f"Ratio {ratio:g} is the largest within a point of the best accuracy {when} fine-tuning.")
         cut = {"ratio": ratio, "out": run.with_name(f"{run.name}-pruned")}
-        tuned = command_line("evaluate", out / f"ratio-{ratio:g}-finetuned", **data)
-        print(f"Next: {tuned if epochs else command_line('prune', path, **cut, **data)}")
+        tuned = command_line("evaluate", out / f"ratio-{ratio:g}-finetuned", **data, **code)
+        print(f"Next: {tuned if epochs else command_line('prune', path, **cut, **data, **code)}")
     else:
         print(f"Each cut costs more than a point of accuracy {when} fine-tuning.")
         if not epochs:
-            print(f"Next: {command_line('sweep', path, finetune_epochs=10, **data)}")
+            print(f"Next: {command_line('sweep', path, finetune_epochs=10, **data, **code)}")
 
 
 def _largest_harmless(rows: Sequence[Any]) -> float:

@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
     from jaxslim.experiments.finetuning import check_unchanged, finetuning
     from jaxslim.training.distributed import is_first, joined, wait
     from jaxslim.training.loop import train
+    from jaxslim.training.own import is_own, register_for
 
     with joined():
         start_jax()
@@ -61,13 +62,17 @@ def main(argv: list[str]) -> None:
             source, name = absolute(source), word_after(words, "--name")
             tuning = finetuning(source, recipe, **({"name": name} if name else {}))
             config = _parse(words, _fit_channels(words, tuning))
+            if is_own(config.model) and word_after(words, "--model"):  # only what was typed is imported
+                register_for(config.model, source)
+                config = dataclasses.replace(config, model=tuning.model, model_args=tuning.model_args)
             check_unchanged(config, source)
         if not config.compilation_cache:
             jax.config.update("jax_enable_compilation_cache", False)
         folder = train(config).folder
+        code = {"model": config.model} if is_own(config.model) else {}
         if is_first() and config.sparse and not config.progressive:
-            cut = {"ratio": 0.7, "out": folder.with_name(f"{folder.name}-pruned")}
-            print(f"Next: {command_line('sweep', folder)}\nor:   {command_line('prune', folder, **cut)}")
+            cut = {"ratio": 0.7, "out": folder.with_name(f"{folder.name}-pruned"), **code}
+            print(f"Next: {command_line('sweep', folder, **code)}\nor:   {command_line('prune', folder, **cut)}")
         elif is_first():
             print(f"Next: {command_line('evaluate', folder)}")
 

@@ -22,7 +22,7 @@ from jaxslim.storage.history import is_checkpoint
 from jaxslim.training.config import TrainConfig
 from jaxslim.training.evaluation import evaluator, training_batches
 from jaxslim.training.feed import device_mesh
-from jaxslim.training.network import load_trained
+from jaxslim.training.network import load_trained, trained
 from jaxslim.training.optimizer import losses
 
 CRITERION_BATCHES = 10
@@ -110,7 +110,7 @@ def save_cut(
         raise InputError(f"{out} exists already and checkpoints are never overwritten; choose another --out.")
     check_place(out)
     needs_images = recalibrate or criterion in WITH_BATCHES
-    found: tuple[Any, ...] = load_trained(path, **data or {}) if needs_images else (checkpoint.load(path),)
+    found: tuple[Any, ...] = load_trained(path, **data or {}) if needs_images else (trained(path),)
     (module, variables, meta), *trained_on = found
     if "image_shape" not in meta:
         raise InputError(f"{path} does not name its images' shape; save it with meta={{'image_shape': [32, 32, 3]}}.")
@@ -162,7 +162,7 @@ def cut_once(path: str | Path, folder: Path, ratio: float | None, **how: Any) ->
 
 def accuracies(full: str | Path, cut: str | Path, **data: Any) -> tuple[float, float, str]:
     """Accuracy of two checkpoints on the test images of the first, and these images in words."""
-    loaded, config, images = load_trained(full, **data)
+    loaded, config, images = load_trained(full, code=False, **data)
 
     def accuracy(module: Any, variables: Any, _: Any) -> float:
         return evaluator(config, module, device_mesh(), images.test_images, images.test_labels)(variables).accuracy

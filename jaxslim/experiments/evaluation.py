@@ -34,7 +34,7 @@ def study(path: str | Path, *, beside: bool = False, against: str | Path | None 
       InputError: a checkpoint without a configuration or of other images, or `beside` without a dense network.
     """
     path = checkpoint.find(path)
-    loaded, config, images = load_trained(path, **changes)
+    loaded, config, images = load_trained(path, code=False, **changes)
     shape, dense = images.test_images.shape[1:], None
     if beside:
         place = uncut(path) if against is None else checkpoint.find(against)

@@ -189,6 +189,6 @@ def size(path: Path, loaded: Loaded, image_shape: Sequence[int]) -> Size:
     return Size(
         params=cost.params,
         macs=cost.macs or (said.get("macs") or 0 if isinstance(said, dict) else 0),
-        weights=sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(loaded.variables)),
+        weights=sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.variables)),
         disk=sum(file.stat().st_size for file in files),
     )

@@ -2,12 +2,12 @@
 
 from jaxslim.models.densenet import DenseNet, densenet40
 from jaxslim.models.preresnet import PreResNet, preresnet20, preresnet56, preresnet110, preresnet164, resnet164
-from jaxslim.models.registry import MODELS, architecture, build, kind, module_class
+from jaxslim.models.registry import MODELS, architecture, build, kind, module_class, registered
 from jaxslim.models.resnet import ResNet, resnet18, resnet18_cifar, resnet34, resnet50, resnet101, resnet152
 from jaxslim.models.vgg import VGG, WIDTHS, vgg11, vgg13, vgg16, vgg19
 from jaxslim.models.vgg_imagenet import ImageNetVGG, vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn
 
-__all__ = ["MODELS", "WIDTHS", "architecture", "build", "kind", "module_class"]
+__all__ = ["MODELS", "WIDTHS", "architecture", "build", "kind", "module_class", "registered"]
 __all__ += ["VGG", "vgg11", "vgg13", "vgg16", "vgg19", "ImageNetVGG", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"]
 __all__ += ["PreResNet", "preresnet20", "preresnet56", "preresnet110", "preresnet164", "resnet164"]
 __all__ += ["DenseNet", "densenet40"]

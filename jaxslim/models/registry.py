@@ -1,8 +1,10 @@
 """Networks by name, for configurations and checkpoints."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import jax.numpy as jnp
 
 from jaxslim.errors import InputError, first_line
 from jaxslim.models import densenet, preresnet, resnet, vgg_imagenet
@@ -52,10 +54,23 @@ def module_class(name: str) -> type | None:
     return next((kind for kind in classes if f"{kind.__module__}.{kind.__qualname__}" == name), None)
 
 
+def registered(meta: Mapping[str, Any]) -> Any:
+    """The module that a checkpoint's `meta` names among the models, of code that this process has added; or None."""
+    described = meta["module"]
+    if not isinstance(described, Mapping) or described.get("model") not in MODELS:
+        return None
+    try:
+        name, arguments, classes = described["model"], dict(described["arguments"]), described["num_classes"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return build(name, arguments, num_classes=classes, dtype=jnp.float32)
+
+
 def kind(module: Any) -> str:
     """What a module is called in a line about it: the name of its class, also after a cut that left no plain module."""
-    whole = getattr(module, "whole", None)
-    return type(module).__name__ if whole is None else f"{type(whole).__name__}, cut"
+    whole = getattr(module, "whole", module)
+    name = repr(whole) if hasattr(whole, "described") else type(whole).__name__
+    return name if whole is module else f"{name}, cut"
 
 
 def architecture(module: Any) -> str | None:

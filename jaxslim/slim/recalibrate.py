@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxslim.errors import InputError, first_line
+from jaxslim.slim.kinds.adapted import InNNX
 
 
 def recalibrate(module: Any, variables: Any, batches: Iterable[Any], **arguments: Any) -> Any:
     """Replace BatchNorm's running statistics by the mean batch statistics over `batches`; nothing is trained.
 
-    This changes only layers of `nn.BatchNorm` and its subclasses, also within `nn.scan`, `nn.vmap`, `nn.remat` and
+    This changes only layers of `nn.BatchNorm` and its subclasses, and of an adapted NNX module those of
+    `nnx.BatchNorm`, also within `nn.scan`, `nn.vmap`, `nn.remat` and
     `nn.jit`. A layer that runs several times in one application gets the mean over its runs. Layers that training does
     not update keep their values, and everything else in `batch_stats` does too.
 
@@ -65,6 +67,21 @@ def recalibrator(module: Any, **arguments: Any) -> Callable[[Any, Iterable[Any]]
         if not (count > 0).any():
             return old
         return jnp.where(count > 0, total / jnp.maximum(count, 1), old).astype(jnp.result_type(old))
+
+    @jax.jit
+    def of_batch_in_nnx(variables: Any, images: Any) -> tuple[Any, Any]:
+        """As `of_batch`, from how statistics move: new = momentum * old + (1 - momentum) * that of the batch."""
+
+        def after(old: float) -> Any:
+            stats = jax.tree.map(lambda own: jnp.full_like(own, old), variables["batch_stats"])
+            return module.apply({**variables, "batch_stats": stats}, images, mutable=["batch_stats"], **arguments)[1]
+
+        zeros, ones = after(0.0)["batch_stats"], after(1.0)["batch_stats"]
+        runs = jax.tree.map(lambda zero, one: (one - zero < 1).astype(jnp.float32), zeros, ones)
+        return jax.tree.map(lambda zero, one, run: run * zero / (1 - one + zero + (1 - run)), zeros, ones, runs), runs
+
+    if isinstance(getattr(getattr(module, "whole", module), "form", None), InNNX):
+        of_batch = of_batch_in_nnx
 
     def run(variables: Any, batches: Iterable[Any]) -> Any:
         if not variables.get("batch_stats"):

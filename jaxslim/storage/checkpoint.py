@@ -26,6 +26,7 @@ from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.plan import Plan
 from jaxslim.errors import InputError, first_line
 from jaxslim.files import UNFINISHED, check_path, flush, naming
+from jaxslim.models import module_class
 from jaxslim.slim.kinds.linen import Narrow
 from jaxslim.slim.prune import Pruned
 from jaxslim.storage import networks
@@ -64,17 +65,19 @@ def save(
     """Write a checkpoint to a new folder, whole or not at all.
 
     A cut network of any kind is stored with its plan, and with its evaluation as a program that runs without the
-    network's code, which jaxslim's own networks do not need. Nothing of the code is stored.
+    network's code, which jaxslim's own networks do not need. An uncut one is too if `inputs` are given. Nothing of the
+    code is stored.
 
     Args:
       path: folder to make.
-      module: a Linen module, whose fields are numbers, strings, dtypes or tuples of them; or a cut network: what
-        `prune` returned or its Linen module, or a cut model with `graph` and `plan`, such as what `narrow` returned.
+      module: a Linen module, whose fields are numbers, strings, dtypes or tuples of them; with `inputs`, a model of any
+        kind and code; or a cut network: what `prune` returned or its Linen module, or a cut model with `graph` and
+        `plan`, such as what `narrow` returned.
       variables: of the module, as its `init` returns them. Of a cut network, its variables as `prune` takes them; left
         out, those of the `Pruned`, or what its module holds now. Where training makes new modules, pass
         `dataclasses.replace(pruned, module=trained)`.
       meta: JSON values to keep along; `load` gives them back.
-      inputs: what a cut network is called with, for the program: a tuple of pytrees of arrays or `ShapeDtypeStruct`s.
+      inputs: what the network is called with, for the program: a tuple of pytrees of arrays or `ShapeDtypeStruct`s.
         The program takes any batch size if the network's code does.
       graph, plan: of a cut model that is no `Pruned`.
       **call: keyword arguments of the cut model's call in evaluation, as those of `prune`.
@@ -117,7 +120,8 @@ def contents(
     **call: Any,
 ) -> Contents:
     """What a checkpoint holds of a network; the arguments are those of `save`."""
-    if not isinstance(module, Pruned | Narrow) and graph is None and plan is None:
+    is_cut = isinstance(module, Pruned | Narrow) or graph is not None or plan is not None
+    if not is_cut and (inputs is None or module_class(networks.name_of(module))):
         return Contents(variables, describe(module, variables, meta), {})
     arrays, described, files = networks.parts(module, variables, graph, plan, inputs, call)
     return Contents(arrays, {**(meta or {}), **described, "format": CUT_FORMAT, **origin(arrays)}, files)
@@ -130,8 +134,9 @@ def load(path: str | Path, module_type: type | None = None, *, module: Any = Non
       path: folder of a checkpoint, RUN/latest, RUN/best, or a run, which stands for its latest checkpoint; or a file
         that `export` wrote as StableHLO.
       module_type: class of a Linen module, needed where jaxslim does not provide it.
-      module: the full model that was cut, with any weights. The cut model takes its place, as `prune` returns it;
-        without `module`, a `Program` does, unless the model is a Linen module of jaxslim's own.
+      module: the full model, with any weights. If it was cut, the cut model takes its place, as `prune` returns it.
+        Without `module`, a `Program` does, unless the model is a Linen module of jaxslim's own, or of code that
+        `jaxslim train --model` or another command with that option was told of in this process.
       variables: arrays in the structure that a function takes, where dicts, lists and tuples are not enough; or the
         `eqx.nn.State` of an Equinox module.
 

@@ -88,7 +88,8 @@ def digest(variables: Any) -> str:
     """SHA-256 of the paths, dtypes, shapes and values of nested dicts of arrays."""
     total = hashlib.sha256()
     for path, leaf in sorted(jax.tree_util.tree_flatten_with_path(variables)[0], key=lambda item: str(item[0])):
-        array = np.ascontiguousarray(jax.device_get(leaf))
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.ascontiguousarray(jax.device_get(jax.random.key_data(leaf) if is_key else leaf))
         total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape};".encode())
         total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()

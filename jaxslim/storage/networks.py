@@ -1,8 +1,10 @@
-"""Cut networks of any kind in a checkpoint: arrays by number, the plan, and the exported program."""
+"""Networks of any code in a checkpoint: arrays by number, the exported program, and of cut ones the plan."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,9 @@ from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.paths import leaf_paths
 from jaxslim.core.plan import Plan
 from jaxslim.errors import InputError
-from jaxslim.models import module_class
+from jaxslim.models import module_class, registered
 from jaxslim.slim.kinds import Network, beside, network
+from jaxslim.slim.kinds.adapted import Adapted
 from jaxslim.slim.kinds.equinox import Variables
 from jaxslim.slim.kinds.linen import Narrow
 from jaxslim.slim.prune import Pruned
@@ -41,11 +44,11 @@ class Parts(NamedTuple):
 def parts(
     pruned: Any, variables: Any, graph: ChannelGraph | None, plan: Plan | None, inputs: Sequence[Any] | None, call: Any
 ) -> Parts:
-    """Take a cut network apart: a `Pruned`, or a cut model with its variables, graph and plan.
+    """Take a network apart: a `Pruned`, a cut model with its variables, graph and plan, or an uncut model.
 
     A module of jaxslim's own is described by its fields, so that no program is needed.
     """
-    model = pruned
+    model, whole = pruned, not isinstance(pruned, Pruned | Narrow) and graph is None and plan is None
     if isinstance(pruned, Pruned):
         model, graph, plan = pruned.module, pruned.graph, pruned.plan
         variables = beside(pruned.variables) if variables is None else variables
@@ -53,17 +56,19 @@ def parts(
     ours = None
     if isinstance(model, Narrow):
         graph, plan = model.graph if graph is None else graph, model.plan if plan is None else plan
-        if module_class(_name(model.whole)):
+        if module_class(name_of(model.whole)):
             ours, inputs = model.whole, inputs or ()
             graph, plan = _at_once(model, graph, plan)
-    if graph is None or plan is None or inputs is None:
-        missing = "graph" if graph is None else "plan" if plan is None else "inputs"
-        raise InputError(f"A cut network is saved with its {missing}; pass {missing}=.")
+    needed = {"inputs": inputs} if whole else {"graph": graph, "plan": plan, "inputs": inputs}
+    if missing := [name for name, value in needed.items() if value is None]:
+        raise InputError(f"A {'' if whole else 'cut '}network is saved with its {missing[0]}; pass {missing[0]}=.")
+    assert inputs is not None
     found = network(model, variables, inputs, call)
     own = found.variables
     if isinstance(own, Variables) and hasattr(own.arrays, "small"):
         own = own._replace(arrays=own.arrays.small)
-    _check_plan(graph, plan, own)
+    if graph is not None and plan is not None:
+        _check_plan(graph, plan, own)
 
     plain, run, order = plainly(found.modes[0], found.variables, own)
     names = [path for path, _ in leaf_paths(own)]
@@ -72,13 +77,33 @@ def parts(
         program, described["cut"]["program"] = None, {"reason": "jaxslim has its code"}
         described["module"] = metadata.parts_of(ours)
     else:
-        program, described["cut"]["program"] = export(run, plain, inputs)
-        described["module"] = {"type": _name(model.full if hasattr(model, "full") else model)}
-    return Parts(arrays, described, {PLAN_FILE: pack(graph, plan)} | ({PROGRAM_FILE: program} if program else {}))
+        program, described["cut"]["program"] = _exported(model, run, plain, inputs)
+        full = getattr(model, "whole", getattr(model, "full", model))
+        described["module"] = {"type": name_of(full), **getattr(full, "described", {})}
+    files = {PROGRAM_FILE: program} if program else {}
+    if graph is not None and plan is not None:
+        files[PLAN_FILE] = pack(graph, plan)
+    return Parts(arrays, described, files)
 
 
-def _name(module: Any) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+def _exported(model: Any, run: Any, plain: Any, inputs: Any) -> tuple[bytes | None, dict[str, Any]]:
+    """`export`, once for all checkpoints of a training run, which differ in their values alone."""
+    if not isinstance(getattr(model, "whole", model), Adapted):
+        return export(run, plain, inputs)
+    shapes = str(jax.tree.map(lambda leaf: (np.shape(leaf), leaf.dtype), (plain, inputs)))
+    if _EXPORTED.get(model, ("",))[0] != shapes:
+        _EXPORTED[model] = (shapes, *export(run, plain, inputs))
+    _, program, described = _EXPORTED[model]
+    return program, dict(described)
+
+
+_EXPORTED: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()
+
+
+def name_of(module: Any) -> str:
+    """The dotted name of a module's class."""
+    own = module.form.module if isinstance(module, Adapted) else module
+    return f"{type(own).__module__}.{type(own).__qualname__}"
 
 
 def _at_once(model: Narrow, graph: ChannelGraph, plan: Plan) -> tuple[ChannelGraph, Plan]:
@@ -139,8 +164,8 @@ def opened(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Any], model
         described = cut["program"]
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise DamageError(f"its meta describes no cut network ({error})") from None
-    if model is None and "fields" in meta["module"]:
-        model = metadata.build(meta)
+    if model is None:
+        model = metadata.build(meta) if "fields" in meta["module"] else registered(meta)
     if model is None:
         if "reason" in described:
             raise InputError(
@@ -148,9 +173,18 @@ def opened(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Any], model
                 "model: load(path, module=model)."
             )
         return Program((path / PROGRAM_FILE).read_bytes(), described, cut["layout"], plain), plain
-    graph, plan = plan_of_checkpoint(path)
+    if isinstance(model, Adapted):
+        image = jax.ShapeDtypeStruct((1, *meta["image_shape"]), jnp.float32)
+        given = jax.eval_shape(model.init, jax.random.key(0), image)
     found = _network(model, given, plain)
-    small = _filled(path, graph, plan, found.variables, stored)
+    renamed = _as_in(found.variables, stored)
+    stored = {renamed(path): leaf for path, leaf in stored.items()}
+    if not (path / PLAN_FILE).exists():
+        whole = _filled(path, {}, found.variables, stored)
+        return found.holding(whole) or model, whole
+    graph, plan = plan_of_checkpoint(path)
+    graph = dataclasses.replace(graph, paths=tuple(map(renamed, graph.paths)))
+    small = _filled(path, dict(zip(graph.paths, graph.shapes, strict=True)), found.variables, stored)
     return found.narrowed(graph, plan, small), small
 
 
@@ -167,10 +201,16 @@ def _network(model: Any, given: Any, plain: Any) -> Network:
     return network(model, plain, ())
 
 
-def _filled(path: Path, graph: ChannelGraph, plan: Plan, template: Any, stored: Mapping[Any, Any]) -> Any:
-    """The saved arrays in the structure of `template`, which holds full or cut arrays."""
+def _as_in(template: Any, stored: Collection[Any]) -> Callable[[Any], Any]:
+    """How `template` names the arrays `stored`. An NNX module has no collections, and an `Adapted` of the same has."""
+    names = {path for path, _ in leaf_paths(template)}
+    adapted = [(*path[1:], "value") for path in stored]
+    return (lambda path: (*path[1:], "value")) if names == {*adapted} else lambda path: path
+
+
+def _filled(path: Path, full: Mapping[Any, Any], template: Any, stored: Mapping[Any, Any]) -> Any:
+    """The saved arrays in the structure of `template`, which holds arrays of their shapes or of the `full` ones."""
     shapes = {own: np.shape(leaf) for own, leaf in leaf_paths(template)}
-    full = dict(zip(graph.paths, graph.shapes, strict=True))
     for name in [*shapes, *(name for name in stored if name not in shapes)]:
         fits = name in stored and shapes.get(name) in (np.shape(stored[name]), full.get(name))
         if not fits:

@@ -49,7 +49,7 @@ class TrainConfig:
     init_from: str | None = None
     """Checkpoint to start from (fine-tuning); its network replaces `model` and `model_args`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the computation; parameters are always float32."""
+    """Precision of the computation; parameters, optimizer, statistics and loss are always float32 (mixed precision)."""
 
     epochs: int = 160
     """Passes over the training set."""
@@ -78,10 +78,17 @@ class TrainConfig:
     schedule: Literal["step", "cosine", "one-cycle"] = "step"
     """How the rate falls: in steps (`lr_drops`), along half a cosine to 0, or in one cycle, which rises from a 25th
     over the first 30 % of the run and falls to nearly 0."""
+    warmup: float = 0.0
+    """Share of the run over which the rate rises from nearly 0 to `learning_rate`, with schedule step or cosine."""
     lr_drops: tuple[float, ...] = (0.5, 0.75)
     """Shares of the run after which the learning rate is multiplied by `lr_drop_factor`, with schedule step."""
     lr_drop_factor: float = 0.1
     """What each drop multiplies the learning rate by."""
+    accumulate: int = 1
+    """Batches whose mean gradient makes one update of the parameters; BatchNorm sees each batch alone."""
+    ema: float = 0.0
+    """Decay of a moving average of all parameters and statistics, for example 0.999; that average is what is tested,
+    saved and cut. In the first steps it follows faster: min(ema, (1 + steps) / (10 + steps)). 0 keeps none."""
     momentum: float = 0.9
     """Momentum of the optimizer, if it has one (not Nesterov's)."""
     weight_decay: float = 1e-4
@@ -137,6 +144,8 @@ class TrainConfig:
             if len(getattr(self, name)) != self.channels:
                 count = len(getattr(self, name))
                 raise InputError(f"{name} has {count} numbers for {self.channels} channels; give one a channel.")
+        if self.warmup and self.schedule == "one-cycle":
+            raise InputError("warmup is for step and cosine, since one-cycle rises by itself; leave warmup out.")
         if self.pad > self.image_size:
             raise InputError(f"pad is {self.pad}; it must be at most image_size, {self.image_size}.")
         for name in ("workdir", "data_dir", "init_from", "distill_from"):
@@ -166,13 +175,14 @@ class TrainConfig:
 _COUNT = "[1, 2147483647]"
 _BOUNDS = {
     **dict.fromkeys(
-        ("epochs", "batch_size", "eval_batch_size", "image_size", "save_every", "progressive_steps"), _COUNT
+        ("epochs", "batch_size", "eval_batch_size", "image_size", "save_every", "progressive_steps", "accumulate"),
+        _COUNT,
     ),
     **dict.fromkeys(
         ("weight_decay", "l1", "group_lasso", "lr_drop_factor"), "[0, 1e+30]"
     ),  # more is infinite in float32
     **dict.fromkeys(("seed", "pad"), "[0, 2147483647]"),
-    **dict.fromkeys(("momentum", "holdout", "label_smoothing", "progressive"), "[0, 1)"),
+    **dict.fromkeys(("momentum", "holdout", "label_smoothing", "progressive", "warmup", "ema"), "[0, 1)"),
     "group_lasso_growth": "[0, 1]",
     "learning_rate": "(0, 1e+30]",
     "distill_temperature": "[0.01, 1000]",

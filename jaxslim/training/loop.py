@@ -14,12 +14,12 @@ from jax import lax
 from jaxslim import data
 from jaxslim.slim.criteria.scales import scale_values
 from jaxslim.slim.distillation import distillation
-from jaxslim.storage import checkpoint
 from jaxslim.training import feed
 from jaxslim.training.config import TrainConfig
 from jaxslim.training.evaluation import Evaluation, evaluator
-from jaxslim.training.network import Teacher, build, load, pulled, teacher
-from jaxslim.training.optimizer import learning_rates, losses, optimizer
+from jaxslim.training.network import Teacher, build, load, pulled, teacher, trained
+from jaxslim.training.optimizer import learning_rates, losses, moving_average, optimizer
+from jaxslim.training.own import register
 from jaxslim.training.run import Run, Trained
 from jaxslim.training.shrinking import Shrinking
 
@@ -44,6 +44,13 @@ class TrainState(NamedTuple):
     variables: Any
     optimizer: Any
     sums: Sums
+    average: Any = None
+    """Moving average of the variables, with `ema`."""
+
+    @property
+    def learned(self) -> Any:
+        """The variables that are tested, saved and cut."""
+        return self.variables if self.average is None else self.average
 
 
 def train(config: TrainConfig) -> Trained:
@@ -54,7 +61,9 @@ def train(config: TrainConfig) -> Trained:
     with Run(config) as run:
         if run.is_finished():
             return run.result()
-        source = checkpoint.load(config.init_from) if config.init_from else None
+        if not config.init_from:  # a checkpoint names code too, which nobody typed
+            register(config.model)
+        source = trained(config.init_from) if config.init_from else None
         images, held_out = load(config), None
         if config.holdout:
             images, *held_out = data.hold_out(images, config.holdout, config.seed)
@@ -82,20 +91,22 @@ def train(config: TrainConfig) -> Trained:
         taught_by = feed.place(guide.variables, everywhere) if guide else None
         nothing = Sums(np.float32(0), np.int32(0), np.int32(0))
         fresh = jax.tree.map(jnp.asarray, nothing)
-        state = TrainState(jnp.int32(0), variables, jax.jit(tx.init)(variables["params"]), fresh)
+        average = jax.tree.map(lambda leaf: leaf.copy(), variables) if config.ema else None  # steps take buffers over
+        state = TrainState(jnp.int32(0), variables, jax.jit(tx.init)(variables["params"]), fresh, average)
         key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=everywhere)()
         state = feed.place(run.begin(module, source, images, state, batches.steps_per_epoch), everywhere)
         for epoch in run.epochs():
-            if shrinking and (smaller := shrinking.cut(epoch, module, state.variables, state.optimizer)):
-                module = smaller.module
-                _, step, test, choose = tools(module, smaller.variables)
-                state = state._replace(variables=smaller.variables, optimizer=smaller.optimizer)
-                state = feed.place(state, everywhere)
+            rest = state.variables, state.optimizer
+            if shrinking and (smaller := shrinking.cut(epoch, module, state.learned, rest)):
+                module, learned, (raw, moments) = smaller
+                _, step, test, choose = tools(module, learned)
+                state = state._replace(variables=raw if config.ema else learned, optimizer=moments)
+                state = feed.place(state._replace(average=learned if config.ema else None), everywhere)
                 run.resize(module, state.variables, shrinking.gone)
             for batch in batches.batches(epoch, skip=run.steps_into(epoch)):
                 state = step(state, batch, key, taught_by)
                 run.check(state, steps=len(batch.rows))
-            tested = test(state.variables, functools.partial(run.check, state))
+            tested = test(state.learned, functools.partial(run.check, state))
             row = measure(config, epoch, state, tested, rate, choose)
             if shrinking:
                 row["to_cut"] = shrinking.to_cut(config.epochs)
@@ -145,7 +156,9 @@ def train_step(
         params = optax.apply_updates(params, updates)
         loss_sum = state.sums.loss + total
         sums = Sums(loss_sum, state.sums.correct + correct, state.sums.finite + jnp.isfinite(loss_sum))
-        return TrainState(state.step + 1, {"params": params, **stats}, moments, sums)
+        variables = {"params": params, **stats}
+        average = moving_average(state.average, variables, config.ema, state.step) if config.ema else None
+        return TrainState(state.step + 1, variables, moments, sums, average)
 
     def step(state: TrainState, batch: feed.Batch, key: Any, known: Any = None) -> TrainState:
         if len(batch.rows) == 1:
@@ -160,7 +173,7 @@ def measure(
     config: TrainConfig, epoch: int, state: TrainState, tested: Evaluation, rate: optax.Schedule, choose: Any
 ) -> dict[str, Any]:
     """The row of metrics.jsonl that an epoch leaves; accuracies are shares, losses are means of an image."""
-    sums, scales, steps = jax.device_get(state.sums), scale_values(state.variables), int(state.step)
+    sums, scales, steps = jax.device_get(state.sums), scale_values(state.learned), int(state.step)
     seen = steps // epoch * config.batch_size
     return {
         "epoch": epoch,
@@ -171,5 +184,5 @@ def measure(
         **({"l1": float(scales.sum()), "small_scales": float((scales < SMALL_SCALE).mean())} if scales.size else {}),
         "test_loss": tested.loss,
         "accuracy": tested.accuracy,
-        **({"holdout_accuracy": choose(state.variables).accuracy} if choose else {}),
+        **({"holdout_accuracy": choose(state.learned).accuracy} if choose else {}),
     }

@@ -18,6 +18,7 @@ from jaxslim.slim.kinds import network
 from jaxslim.slim.prune import traced
 from jaxslim.storage import checkpoint
 from jaxslim.storage.checkpoint import Loaded
+from jaxslim.training import own
 from jaxslim.training.config import TrainConfig, from_json
 
 
@@ -26,9 +27,19 @@ def load(config: TrainConfig) -> data.Dataset:
     return data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)
 
 
-def load_trained(path: str | Path, **changes: Any) -> tuple[Loaded, TrainConfig, data.Dataset]:
-    """A checkpoint, its configuration with the `changes` that are not None, and the images of the configuration."""
+def trained(path: str | Path) -> Loaded:
+    """A checkpoint with the code of its network, to train on or to cut."""
     loaded = checkpoint.load(path)
+    own.check_code(loaded, path)
+    return loaded
+
+
+def load_trained(path: str | Path, code: bool = True, **changes: Any) -> tuple[Loaded, TrainConfig, data.Dataset]:
+    """A checkpoint, its configuration with the `changes` that are not None, and the images of the configuration.
+
+    Without `code`, a program may stand for a network of the user's own code.
+    """
+    loaded = trained(path) if code else checkpoint.load(path)
     if not isinstance(fields := loaded.meta.get("config"), dict):
         raise InputError(f"{path} names no training configuration; give a checkpoint that jaxslim train wrote.")
     given = {name: value for name, value in changes.items() if value is not None}
@@ -44,12 +55,16 @@ def build(config: TrainConfig, source: Loaded | None, images: data.Dataset) -> t
     if source is not None:
         module, variables = in_precision(source.module, config.dtype), source.variables
     else:
-        classes, dtype = len(images.class_names), jnp.dtype(config.dtype)
-        module = models.build(config.model, dict(config.model_args), num_classes=classes, dtype=dtype)
+        module = new(config, len(images.class_names))
         with _applied(config.model, image.shape[1:], "change image_size, channels or model_args"):
             variables = jax.jit(module.init)(jax.random.key(config.seed), image)
     check_fit(module, variables, images, config.init_from or config.model)
     return module, variables
+
+
+def new(config: TrainConfig, classes: int) -> Any:
+    """The module that a configuration names, without variables."""
+    return models.build(config.model, dict(config.model_args), num_classes=classes, dtype=jnp.dtype(config.dtype))
 
 
 class Teacher(NamedTuple):
@@ -106,7 +121,7 @@ def pulled(
     graph = traced(network(module, variables, images), images)
     if config.l1 and not normalised:
         if not graph.scales:
-            raise InputError(f"{type(module).__name__} has no scales that L1 could pull on; train it with group_lasso.")
+            raise InputError(f"{models.kind(module)} has no scales that L1 could pull on; train it with group_lasso.")
         mask = scale_mask(graph, variables["params"])
     return mask, graph
 
@@ -114,10 +129,9 @@ def pulled(
 def check_fit(module: Any, variables: Any, images: data.Dataset, name: Any) -> None:
     """Refuse a data set of images that the network `name` cannot see, or with other classes than it tells apart."""
     if (classes := number_of_classes(module, variables, images.test_images.shape[1:], name)) != len(images.class_names):
-        raise InputError(
-            f"{name} tells {classes} classes apart and {images.name} has {len(images.class_names)}; give the data set "
-            "that it was trained on."
-        )
+        there, is_code = len(images.class_names), own.is_own(str(name))
+        fix = "let its builder take num_classes" if is_code else "give the data set that it was trained on"
+        raise InputError(f"{name} tells {classes} classes apart and {images.name} has {there}; {fix}.")
 
 
 def number_of_classes(
@@ -128,7 +142,8 @@ def number_of_classes(
     with _applied(name, shape, "give the image_size and channels that it was trained with"):
         logits = jax.eval_shape(module.apply, variables, jax.ShapeDtypeStruct((1, *shape), dtype))
     if len(getattr(logits, "shape", ())) != 2:
-        raise InputError(f"{name} gives no logits (images, classes); give a checkpoint of a classifier.")
+        found = getattr(logits, "shape", type(logits).__name__)
+        raise InputError(f"{name} gives {found} for an image, no logits (images, classes); give a classifier.")
     return int(logits.shape[-1])
 
 

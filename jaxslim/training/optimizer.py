@@ -1,5 +1,6 @@
 """Rates, optimizer and loss that a configuration names."""
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable
@@ -20,8 +21,10 @@ def learning_rates(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
     """The rate of each step. A stepped one falls by `lr_drop_factor` at the first epoch that starts at or after each of
     the shares `lr_drops` of the run."""
     total = config.epochs * steps_per_epoch
+    rising = round(config.warmup * total)
     if config.schedule == "cosine":
-        return optax.cosine_decay_schedule(config.learning_rate, total)
+        start = config.learning_rate / (rising + 1)
+        return optax.warmup_cosine_decay_schedule(start, config.learning_rate, rising, total)
     if config.schedule == "one-cycle":
         return optax.cosine_onecycle_schedule(total, config.learning_rate)
     factors: dict[int, float] = {}
@@ -29,7 +32,9 @@ def learning_rates(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
         epoch = math.ceil(round(drop * config.epochs, 6))  # 0.55 * 100 is a little above 55
         boundary = epoch * steps_per_epoch
         factors[boundary] = factors.get(boundary, 1.0) * config.lr_drop_factor
-    return optax.piecewise_constant_schedule(config.learning_rate, factors)
+    falling = optax.piecewise_constant_schedule(config.learning_rate, factors)
+    rise = optax.linear_schedule(1 / (rising + 1), 1.0, rising)
+    return (lambda step: rise(step) * falling(step)) if rising else falling
 
 
 def optimizer(
@@ -39,8 +44,14 @@ def optimizer(
 
     With the defaults and `l1`, this is SGD as the PyTorch reference does it. `scale_mask` has the structure of the
     parameters and is true for the scales that L1 pulls on; without `decay_scales`, weight decay spares them. Group
-    lasso needs the graph of the network, and the steps of the whole run if its strength grows.
+    lasso needs the graph of the network, and the steps of the whole run if its strength grows. With `accumulate`, all
+    of it happens once in so many steps, on the mean of their gradients.
     """
+    every = config.accumulate
+    if every > 1:
+        one, slower = dataclasses.replace(config, accumulate=1), lambda count: rate(count * every)
+        once = optimizer(one, slower, scale_mask, graph, steps // every)
+        return optax.MultiSteps(once, every).gradient_transformation()
     make = getattr(optax, config.optimizer, None)
     if not callable(make) or "learning_rate" not in inspect.signature(make).parameters:
         raise InputError(f"optimizer is {config.optimizer!r}; it must be one of optax's, for example sgd or adamw.")
@@ -80,6 +91,20 @@ def _growing(config: TrainConfig, steps: int, factor: float = 1.0) -> optax.Sche
     """The strength of group lasso at each step of the run, times a factor."""
     strength, over = factor * config.group_lasso, round(config.group_lasso_growth * steps)
     return optax.linear_schedule(0.0, strength, over) if over else optax.constant_schedule(strength)
+
+
+def moving_average(average: Any, new: Any, decay: float, step: Any) -> Any:
+    """The exponential moving average after `step` steps; all but floating-point numbers is taken over from `new`.
+
+    The first steps count more: the decay is at most (1 + step) / (10 + step), as in TensorFlow's moving averages.
+    """
+    weight = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    moved = optax.incremental_update(*(jax.tree.map(_floating, tree) for tree in (new, average)), weight)
+    return jax.tree.map(lambda own, other: other if own is None else own, moved, new, is_leaf=lambda leaf: leaf is None)
+
+
+def _floating(leaf: Any) -> Any:
+    return leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else None
 
 
 def losses(config: TrainConfig) -> Callable[[jax.Array, jax.Array], jax.Array]:

@@ -77,20 +77,14 @@ class Run(contextlib.ExitStack):
         config = self._config
         self._module, self._steps_per_epoch, self._epoch = module, steps_per_epoch, 0
         self._lineage = {
-            "kind": "pruned"
-            if config.progressive
-            else "fine-tuned"
-            if source
-            else "sparse"
-            if config.sparse
-            else "dense",
+            "kind": _kind(config, source),
             "config": dataclasses.asdict(config),
             "parent": source
             and {**checkpoint.parent(str(config.init_from), source.meta), "plan": source.meta.get("plan")},
             "class_names": list(images.class_names),
             "image_shape": list(images.train_images.shape[1:]),
         }
-        check_room(self.folder, state.variables, state.optimizer)
+        check_room(self.folder, state.learned, _training(state))
         saved = history.newest(self.folder) if is_first() else None
         wait("for the first process to choose the checkpoint")
         saved = saved if is_first() else history.newest(self.folder)
@@ -193,8 +187,9 @@ class Run(contextlib.ExitStack):
     def _save(self, state: Any, more: dict[str, Any]) -> None:
         step = int(state.step)
         meta = {**self._lineage, "epoch": self._epoch, "step": step, **more}
-        variables, meta, files = checkpoint.contents(self._module, state.variables, meta)
-        self._saver.save(step, variables, (state.optimizer, state.sums), meta, files)
+        image = jax.ShapeDtypeStruct((1, *self._lineage["image_shape"]), np.float32)
+        variables, meta, files = checkpoint.contents(self._module, state.learned, meta, inputs=(image,))
+        self._saver.save(step, variables, _training(state), meta, files)
 
     def _restore(self, path: Path, meta: dict[str, Any], state: Any) -> Any:
         step, epoch = meta.get("step"), meta.get("epoch")
@@ -202,10 +197,12 @@ class Run(contextlib.ExitStack):
             raise history.damaged(path, "its meta tells no step of a training run")
         if not 0 <= step - epoch * self._steps_per_epoch <= self._steps_per_epoch:
             raise history.damaged(path, f"its meta tells step {step} after epoch {epoch}")
-        optimizer, sums = checkpoint.restore_training(path, (state.optimizer, state.sums))
-        variables = checkpoint.load(path, type(self._module)).variables
+        optimizer, sums, *raw = checkpoint.restore_training(path, _training(state))
+        learned = checkpoint.load(path, type(self._module)).variables
         self._epoch = epoch
-        return type(state)(np.int32(step), variables, optimizer, sums)
+        if not raw:
+            return state._replace(step=np.int32(step), variables=learned, optimizer=optimizer, sums=sums)
+        return type(state)(np.int32(step), raw[0], optimizer, sums, learned)
 
     def _say(self, line: str) -> None:
         if is_first():
@@ -244,6 +241,11 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
         what = ", ".join(f"{name} {there.get(name)} there, {mine[name]} here" for name in differ[:3])
         what += f", and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise InputError(f"{folder} holds another run ({what}); choose another --workdir or --name, or delete it.")
+
+
+def _training(state: Any) -> tuple[Any, ...]:
+    """What a checkpoint keeps beside the variables that it is for."""
+    return (state.optimizer, state.sums) if state.average is None else (state.optimizer, state.sums, state.variables)
 
 
 def keep_rows(file: Path, epochs: int) -> None:

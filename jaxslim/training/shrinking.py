@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxslim import models
 from jaxslim.core.cut import cut
 from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.layers import scored_layers
@@ -17,6 +16,7 @@ from jaxslim.slim.kinds import network
 from jaxslim.slim.progressive import gradual
 from jaxslim.slim.prune import prune, scored, traced
 from jaxslim.training.config import TrainConfig
+from jaxslim.training.network import new
 
 
 class Smaller(NamedTuple):
@@ -24,7 +24,8 @@ class Smaller(NamedTuple):
 
     module: Any
     variables: Any
-    optimizer: Any
+    rest: Any
+    """The optimizer's state and the like."""
 
 
 class Shrinking:
@@ -43,7 +44,7 @@ class Shrinking:
         if source is not None:
             module, variables = source.module, source.variables
         else:
-            module = models.build(config.model, dict(config.model_args), num_classes=classes, dtype=jnp.float32)
+            module = new(config, classes)
             variables = jax.eval_shape(module.init, jax.random.key(0), self._image)
             variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), variables)
         graph, scores = self._scored(module, variables)
@@ -65,8 +66,8 @@ class Shrinking:
         share = max((share for share, start in zip(shares, due, strict=True) if start <= epoch), default=0.0)
         return max(math.floor(self._total * config.progressive * share + 1e-9) - self.gone, 0)
 
-    def cut(self, epoch: int, module: Any, variables: Any, optimizer: Any) -> Smaller | None:
-        """What is left of a network and of its optimizer's state at the start of an epoch; None if all stays."""
+    def cut(self, epoch: int, module: Any, variables: Any, rest: Any) -> Smaller | None:
+        """What is left of a network, and of the `rest` that has its arrays, by an epoch; None if all stays."""
         number = self.to_cut(epoch)
         if not number:
             return None
@@ -74,7 +75,7 @@ class Shrinking:
         images = jax.random.normal(jax.random.key(0), (16, *self._image.shape[1:]))
         pruned = prune(module, variables, number / there, images, absorb=True)
         self.gone += round(pruned.plan.achieved * there)
-        return Smaller(pruned.module, pruned.variables, cut(pruned.graph, optimizer, pruned.plan))
+        return Smaller(pruned.module, pruned.variables, cut(pruned.graph, rest, pruned.plan))
 
 
 def _channels(graph: ChannelGraph, scores: Any) -> int:

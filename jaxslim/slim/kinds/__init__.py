@@ -37,7 +37,7 @@ def network(
     """
     if isinstance(model, type):
         raise InputError(f"{model.__name__} is a class; pass a model, for example {model.__name__}().")
-    if _is_a(model, "flax.linen", "Module") or _is_ours(model, "linen"):
+    if _is_a(model, "flax.linen", "Module") or _is_ours(model, "linen") or _is_ours(model, "adapted", "Adapted"):
         kind = "linen"
     elif _is_a(model, "flax.nnx", "Module"):
         kind = "nnx"
@@ -73,6 +73,6 @@ def _is_a(model: Any, package: str, name: str) -> bool:
     return kind is not None and isinstance(model, kind)
 
 
-def _is_ours(model: Any, file: str) -> bool:
-    """Whether a model is what an earlier cut returned in place of a model of the kind that `file` describes."""
-    return _is_a(model, f"{__name__}.{file}", "Narrow")
+def _is_ours(model: Any, file: str, name: str = "Narrow") -> bool:
+    """Whether a model is an instance of a class in `file`, such as what an earlier cut returned in its place."""
+    return _is_a(model, f"{__name__}.{file}", name)

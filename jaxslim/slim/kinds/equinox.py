@@ -138,6 +138,7 @@ def network(
         narrowed=lambda graph, plan, small: narrow_class()(eqx.combine(small.arrays, rest), Cut(graph, plan)),
         trained=lambda variables: Variables(eqx.filter(variables.arrays, eqx.is_inexact_array)),
         held=lambda given: _held(given, state is not None),
+        holding=lambda variables: eqx.combine(variables.arrays, rest),
         batched=False,
     )
 

@@ -9,6 +9,7 @@ from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.narrow import narrow
 from jaxslim.core.plan import Plan
 from jaxslim.errors import InputError
+from jaxslim.slim.kinds.adapted import Adapted
 from jaxslim.slim.kinds.network import Mode, Network, Plain, opposite, params, switches
 
 
@@ -43,9 +44,9 @@ def network(
     if variables is None:
         raise InputError(f"The variables of {type(module).__name__} are missing; pass all that its init returned.")
     own = module.whole if isinstance(module, Narrow) else module
-    method = call.get("method") or "__call__"
+    method = "apply" if isinstance(own, Adapted) else call.get("method") or "__call__"
     called = getattr(type(own), method, None) if isinstance(method, str) else method
-    found = switches(called, [own, *inputs], call)
+    found = switches(called, [own, variables, *inputs] if isinstance(own, Adapted) else [own, *inputs], call)
     flags = {name: value for name, value in found.items() if getattr(own, name, None) is None}  # else a field decides
     statistics = [collection for collection in variables if collection != "params"]
 

@@ -48,6 +48,8 @@ class Network:
     """`rebuilt(small)` -> the plain model for the cut variables; None if `resized` is missing or does not fit."""
     held: Callable[[Any], Any] = lambda model: None
     """`held(model)` -> what a model, full or cut, holds of the variables, at the same paths; None of all else."""
+    holding: Callable[[Any], Any] = lambda variables: None
+    """`holding(variables)` -> the full model over these variables; None where a model does not hold them."""
     batched: bool = True
     """Whether the first axis of each input counts examples."""
 

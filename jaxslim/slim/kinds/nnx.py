@@ -85,6 +85,7 @@ def network(
         narrowed=narrowed,
         trained=lambda state: nnx.filter_state(state, nnx.Param),
         held=lambda model: nnx.split(model)[1] if isinstance(model, nnx.Module) else None,
+        holding=lambda state: nnx.merge(graphdef, _copy(state)),
     )
 
 

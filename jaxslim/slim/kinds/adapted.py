@@ -1,0 +1,163 @@
+"""Classifiers of other people's code, used as jaxslim's own networks are: images and `train` in, logits out."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
+
+from jaxslim.errors import InputError, quoted
+from jaxslim.slim.kinds.network import EVALUATION, opposite, switches
+
+Make = Callable[[Any], Any]
+"""`make(rngs)` -> the module. NNX modules draw their values from `rngs`, of `nnx.Rngs`."""
+
+
+class Adapted:
+    """A Linen or NNX classifier behind the interface of jaxslim's own: `init`, and `apply` with `train`.
+
+    The variables are nested dicts, one for each collection: `params`, `batch_stats` and others. Logits come in float32
+    or in a more precise dtype.
+    """
+
+    def __init__(self, make: Callable[..., Any], described: Mapping[str, Any], dtype: Any = None) -> None:
+        """Wrap what `make(rngs, dtype)` builds.
+
+        Args:
+          make: builds the module; `dtype` is None unless one is given here.
+          described: JSON values by which a checkpoint names the network.
+          dtype: precision of the computation; None for a network that does not let it be chosen.
+
+        Raises:
+          InputError: `make` gives no module, or one that cannot be put into evaluation.
+        """
+        self._make, self.described = make, dict(described)
+        if dtype is not None:
+            self.dtype = dtype
+        self.form = _form(lambda rngs: make(rngs, dtype))
+        """How the module starts and runs."""
+
+    def init(self, key: jax.Array, images: Any) -> Any:
+        """The variables of a new network for images (n, height, width, channels)."""
+        return self.form.init(key, images)
+
+    def apply(
+        self,
+        variables: Any,
+        images: Any,
+        train: bool = False,
+        mutable: bool | Sequence[str] = False,
+        rngs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Logits (n, classes); with `mutable`, also these collections after the call."""
+        out, after = self.form.apply(variables, images, train, [] if mutable is False else mutable, dict(rngs or {}))
+        logits = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), out)
+        return logits if mutable is False else (logits, after)
+
+    def clone(self, dtype: Any) -> "Adapted":
+        """The same network in another precision."""
+        return Adapted(self._make, self.described, dtype)
+
+    def __repr__(self) -> str:
+        return type(self.form.module).__name__
+
+
+class InLinen:
+    """How a Linen module starts and runs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module: Any = module
+        found = switches(type(module).__call__, [module, None], {})
+        self._evaluation = {name: value for name, value in found.items() if getattr(module, name, None) is None}
+        if not found:
+            names = ", ".join(EVALUATION)
+            raise InputError(
+                f"{type(module).__name__} takes no train, so training and evaluation would be one; give its __call__ "
+                f"the parameter `train` (or one of {names})."
+            )
+
+    def init(self, key: jax.Array, images: Any) -> Any:
+        """See `Adapted.init`."""
+        return self.module.init(key, images, **self._evaluation)
+
+    def apply(self, variables: Any, images: Any, train: bool, mutable: Any, rngs: dict[str, Any]) -> Any:
+        """Outputs, and the collections `mutable` after the call."""
+        how = opposite(self._evaluation) if train else self._evaluation
+        streams = {"params": next(iter(rngs.values()))} | rngs if rngs else {}  # Flax draws other streams from params
+        return self.module.apply(variables, images, **how, mutable=mutable, rngs=streams)
+
+
+class InNNX:
+    """How an NNX module starts and runs."""
+
+    def __init__(self, make: Make, module: nnx.Module) -> None:
+        self._make, self.module = make, module
+        self._graphdef, state = nnx.split(module)
+        self._variables = nnx.to_flat_state(state)
+        self._evaluation = switches(type(module).__call__, [module, None], {})
+
+    def init(self, key: jax.Array, images: Any) -> Any:
+        """See `Adapted.init`; the images decide nothing."""
+        return _by_collection(nnx.to_flat_state(nnx.split(self._make(nnx.Rngs(key)))[1]))
+
+    def apply(self, variables: Any, images: Any, train: bool, mutable: Any, rngs: dict[str, Any]) -> Any:
+        """Outputs, and the collections `mutable` after the call. Random streams stay as they are."""
+        held = []
+        for number, (path, variable) in enumerate(self._variables):
+            value = functools.reduce(lambda node, name: node[name], path, variables[_collection(variable)])
+            if rngs and isinstance(variable, nnx.RngKey):
+                value = _key_like(value, jax.random.fold_in(next(iter(rngs.values())), number))
+            held.append((path, variable.replace(value)))
+        module: Any = nnx.merge(self._graphdef, nnx.from_flat_state(held))
+        if train:
+            module.train()
+        else:
+            module.eval()
+        out = module(images, **(opposite(self._evaluation) if train else self._evaluation))
+        known = {path for path, _ in held}
+        after = _by_collection([item for item in nnx.to_flat_state(nnx.state(module)) if item[0] in known])
+        return out, {name: variables[name] if name == RANDOM else after[name] for name in mutable}
+
+
+RANDOM = "rngs"
+"""The collection of NNX's random streams."""
+
+
+def _collection(variable: Any) -> str:
+    kinds = {nnx.Param: "params", nnx.BatchStat: "batch_stats", nnx.RngState: RANDOM}
+    return next((name for kind, name in kinds.items() if isinstance(variable, kind)), "state")
+
+
+def _by_collection(variables: Any) -> dict[str, Any]:
+    """Variables by path as nested dicts, one for each collection."""
+    found: dict[str, Any] = {}
+    for path, variable in variables:
+        place = found.setdefault(_collection(variable), {})
+        for name in path[:-1]:
+            place = place.setdefault(name, {})
+        place[path[-1]] = variable[...]
+    return found
+
+
+def _key_like(old: Any, key: jax.Array) -> jax.Array:
+    """A new key in the shape of the old ones."""
+    return jax.random.split(key, old.shape) if old.shape else key
+
+
+def _form(make: Make) -> InLinen | InNNX:
+    """Build the module, of NNX without values."""
+    built: list[Any] = []
+
+    def build() -> Any:
+        built.append(make(nnx.Rngs(0)))
+        return built[0] if isinstance(built[0], nnx.Module) else None
+
+    shapes = nnx.eval_shape(build)
+    if isinstance(built[0], nn.Module):
+        return InLinen(built[0])
+    if isinstance(built[0], nnx.Module):
+        return InNNX(make, shapes)
+    raise InputError(f"It makes {quoted(built[0])}; a network is a Flax Linen or NNX module.")
