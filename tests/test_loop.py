@@ -942,23 +942,8 @@ def test_a_run_cuts_its_network_in_steps(shrunk):
 @pytest.mark.parametrize("call", [3, 6, 9, 12, 15])
 def test_a_run_that_shrinks_goes_on_where_it_was_stopped(tmp_path, monkeypatch, shrunk, call):
     """Before the first cut, at the ends of epochs, and between the cuts."""
-    counted = iter(range(1, 100))
-
-    def signalled(build):
-        def built(*args):
-            function = build(*args)
-
-            def step(*args):
-                if next(counted) == call:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return function(*args)
-
-            return step
-
-        return built
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", signalled(loop.train_step))
+        patch.setattr(loop, "train_step", counted(loop.train_step, call))
         with pytest.raises(StoppedError):
             train(tiny(tmp_path, **SHRINKS))
     assert steps_saved(tmp_path / "run")[-1] == call
@@ -985,3 +970,88 @@ def test_a_cut_network_is_cut_on_while_it_trains(tmp_path, shrunk):
     with pytest.raises(InputError, match="progressive cuts between epochs, and there is 1; give at least 2 epochs"):
         train(tiny(tmp_path / "short", epochs=1, **SHRINKS))
     assert not (tmp_path / "short" / "run").exists()
+
+
+# Moving averages, accumulated gradients, warm-up
+
+AVERAGED: dict[str, Any] = {"ema": 0.9, "accumulate": 2, "warmup": 0.3, "schedule": "cosine", "optimizer": "adamw"}
+
+
+def test_the_average_is_what_is_saved_and_tested(tmp_path, monkeypatch):
+    """It is that of the variables after each step, worked out here again."""
+    seen = []
+
+    def recorded(build):
+        def built(*args):
+            step = build(*args)
+
+            def run(*args):
+                state = step(*args)
+                seen.append(jax.device_get(state.variables))
+                return state
+
+            return run
+
+        return built
+
+    monkeypatch.setattr(loop, "train_step", recorded(loop.train_step))
+    config = tiny(tmp_path, epochs=2, save_every=2, **AVERAGED)
+    start = loop.build(config, None, loop.load(config))[1]
+    done = train(config)
+    average = jax.tree.map(np.float64, jax.device_get(start))
+    for step, variables in enumerate(seen):
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * new, average, variables)
+    found = checkpoint.load(done.folder)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found.variables, average)
+    assert found.meta["metrics"]["l1"] == pytest.approx(sum(abs(norm["scale"]).sum() for norm in _norms(average)))
+    assert len(seen) == 2 * STEPS
+    for number in range(0, len(seen), 2):  # the first of two batches makes no update
+        before = start if number == 0 else seen[number - 1]
+        assert_same_arrays(seen[number]["params"], before["params"])
+
+
+def _norms(variables):
+    return [layer for name, layer in variables["params"].items() if name.startswith("bn")]
+
+
+@pytest.mark.parametrize("changes", [{}, SHRINKS], ids=["plain", "shrinking"])
+@pytest.mark.parametrize("call", [3, 9, 12])
+def test_an_averaged_run_goes_on_bit_for_bit(tmp_path, monkeypatch, call, changes):
+    config = functools.partial(tiny, **AVERAGED | changes)
+    whole = train(config(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", counted(loop.train_step, call))
+        with pytest.raises(StoppedError):
+            train(config(tmp_path / "stopped"))
+    stopped = train(config(tmp_path / "stopped"))
+    assert rows(stopped.folder) == rows(whole.folder)
+    assert_same_arrays(checkpoint.load(stopped.folder).variables, checkpoint.load(whole.folder).variables)
+
+
+def counted(build, call):
+    """Steps that send SIGTERM in place of call number `call` of all of them."""
+    numbers = iter(range(1, 100))
+
+    def built(*args):
+        function = build(*args)
+
+        def step(*args):
+            if next(numbers) == call:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return function(*args)
+
+        return step
+
+    return built
+
+
+def test_the_average_is_what_is_cut(tmp_path):
+    done = train(tiny(tmp_path, epochs=1, ema=0.5))
+    pruned, _ = save_cut(done.folder, tmp_path / "cut", 0.5)
+    assert_same_arrays(pruned.full, checkpoint.load(done.folder).variables)
+
+
+def test_warmup_is_not_for_one_cycle(tmp_path):
+    with pytest.raises(InputError, match="warmup is for step and cosine, since one-cycle rises by itself"):
+        tiny(tmp_path, warmup=0.1, schedule="one-cycle")

@@ -33,7 +33,7 @@ from jaxslim.training import feed, loop
 from jaxslim.training.config import TrainConfig
 from jaxslim.training.evaluation import evaluator, training_batches
 from jaxslim.training.feed import Batch, InMemory
-from jaxslim.training.optimizer import learning_rates, losses, optimizer
+from jaxslim.training.optimizer import learning_rates, losses, moving_average, optimizer
 
 REFERENCE = dict(np.load(reference_step.FILE))
 COLOURS = {"mean": reference_step.MEAN, "std": reference_step.STD}
@@ -211,7 +211,63 @@ def test_learning_rates_of_one_cycle():
     assert found[-1] < 1e-4
 
 
+@pytest.mark.parametrize("schedule", ["step", "cosine"])
+def test_warmup_rises_along_a_line_to_the_rate(schedule):
+    """Then the schedule is what it is without, a cosine over the rest of the run."""
+    config = TrainConfig(epochs=10, schedule=schedule, warmup=0.2)
+    rate = learning_rates(config, steps_per_epoch=10)
+    found = np.array([float(rate(number)) for number in range(100)])
+    np.testing.assert_allclose(found[:21], 0.1 * (1 + np.arange(21)) / 21, rtol=1e-4)
+    if schedule == "cosine":
+        np.testing.assert_allclose(found[20:], 0.05 * (1 + np.cos(np.pi * np.arange(80) / 80)), rtol=1e-3, atol=1e-7)
+    else:
+        np.testing.assert_allclose(found[[20, 49, 50, 80]], [0.1, 0.1, 0.01, 0.001], rtol=1e-4)
+
+
 # What the optimizer does
+
+
+@pytest.mark.parametrize("method", ["subgradient", "proximal"])
+def test_accumulated_batches_make_the_step_of_one_large_batch(method):
+    """Over several updates, with momentum, decay, both pulls and a rate that falls; parameters rest in between."""
+    rng = np.random.default_rng(0)
+    params = {"a": rng.normal(size=(2, 3)), "scale": rng.normal(size=3), "b": rng.normal(size=(3, 2))}
+    params = jax.tree.map(jnp.float32, params)
+    graph = jaxslim.trace(lambda p, x: jax.nn.relu(x @ p["a"] * p["scale"][None]) @ p["b"], params, np.ones((1, 2)))
+    mask = {"a": False, "scale": True, "b": False}
+    config = TrainConfig(l1=0.01, group_lasso=0.02, group_lasso_growth=0.5, l1_method=method, momentum=0.5)
+    gradients = [jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params) for _ in range(9)]
+
+    def trained(every: int) -> list[Any]:
+        one = dataclasses.replace(config, accumulate=every)
+        tx = optimizer(one, lambda step: 0.1 / (1 + step // 3), mask, graph, 9)
+        if every == 1:  # steps are counted in batches
+            tx = optimizer(one, lambda step: 0.1 / (1 + step), mask, graph, 3)
+        now, state, history = params, tx.init(params), []
+        batches = gradients
+        if every == 1:
+            batches = [jax.tree.map(lambda *g: sum(g) / 3, *gradients[at : at + 3]) for at in (0, 3, 6)]
+        for gradient in batches:
+            updates, state = jax.jit(tx.update)(gradient, state, now)
+            now = jax.tree.map(jnp.add, now, updates)
+            history.append(now)
+        return history
+
+    large, small = trained(1), trained(3)
+    for number, expected in enumerate(large):
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), small[3 * number + 2], expected
+        )
+    jax.tree.map(np.testing.assert_array_equal, small[1], params)
+
+
+def test_the_moving_average_by_hand():
+    """Numbers that are no floats are taken over, and the first steps count more."""
+    average, new = {"w": jnp.float32(0), "n": jnp.int32(1)}, {"w": jnp.float32(1), "n": jnp.int32(7)}
+    for step, decay in ((0, 1 / 10), (8, 9 / 18), (10_000, 0.9)):
+        found = moving_average(average, new, 0.9, jnp.int32(step))
+        np.testing.assert_allclose(found["w"], 1 - decay, rtol=1e-6)
+        assert int(found["n"]) == 7
 
 
 @pytest.mark.parametrize("decay_scales", [True, False])
