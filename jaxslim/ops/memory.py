@@ -7,12 +7,18 @@ import sys
 # intermediate results at once, on any thread. By default glibc gives blocks of that size back to the system after each
 # call, and each page comes back as a fault: 130,000 of them, 250 ms of two cores, in one training step of VGG-19 with
 # batch 64. Other arenas than the first cannot hold such blocks.
-_SETTINGS = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
+_KEEP = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
+# A hole that such a block leaves in the arena is soon too small for the next by some bytes, so that the arena grows by
+# another block. For blocks of a gigabyte that costs more than the faults do.
+_GIVE_BACK = {"M_MMAP_MAX": (-4, 65536), "M_MMAP_THRESHOLD": (-3, 1 << 25), "M_TRIM_THRESHOLD": (-1, 1 << 27)}
 
 
-def keep_memory() -> None:
-    """Let this process keep the memory that it frees, if the C library is glibc and no other threads run yet."""
+def keep_memory(keep: bool = True) -> None:
+    """Let this process keep the memory that it frees, if the C library is glibc and no other threads run yet.
+
+    With `keep=False` it gives large blocks back again.
+    """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda setting, value: None)
-        for setting, value in _SETTINGS.values():
+        for setting, value in (_KEEP if keep else _GIVE_BACK).values():
             mallopt(setting, value)

@@ -95,6 +95,7 @@ def train(config: TrainConfig) -> Trained:
         state = TrainState(jnp.int32(0), variables, jax.jit(tx.init)(variables["params"]), fresh, average)
         key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=everywhere)()
         state = feed.place(run.begin(module, source, images, state, batches.steps_per_epoch), everywhere)
+        del variables, average, source, newest  # or their arrays would lie beside the state to the end
         for epoch in run.epochs():
             rest = state.variables, state.optimizer
             if shrinking and (smaller := shrinking.cut(epoch, module, state.learned, rest)):

@@ -16,11 +16,12 @@ import numpy as np
 from jaxslim import __version__, models
 from jaxslim.errors import DivergedError, InputError, StoppedError
 from jaxslim.files import LOCK, UNFINISHED, check_path, flush, locked, set_aside, write_whole
+from jaxslim.ops.memory import keep_memory
 from jaxslim.storage import checkpoint, history
 from jaxslim.training.config import TrainConfig, from_json
 from jaxslim.training.distributed import is_first, largest, wait
 from jaxslim.training.progress import Progress
-from jaxslim.training.saver import Saver, check_room
+from jaxslim.training.saver import Saver, check_room, is_large
 from jaxslim.training.signals import stop_requests
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,10 @@ class Run(contextlib.ExitStack):
         self._progress = self.enter_context(Progress(config.name, config.epochs, self._start, steps_per_epoch))
         self._stop = self.enter_context(stop_requests(largest))
         self._running: deque[Any] = deque()
+        self._ahead = 2
+        if is_large(state):
+            self._ahead = 0
+            keep_memory(False)
         return state
 
     def resize(self, module: Any, variables: Any, gone: int) -> None:
@@ -130,7 +135,7 @@ class Run(contextlib.ExitStack):
     def check(self, state: Any, steps: int = 0) -> None:
         """Show that `steps` more are done; if a signal came, save `state` and raise a StoppedError."""
         self._running.append(state.step + 0)  # a copy: the next step takes the buffers of the state over
-        while len(self._running) > 2:  # what is shown has happened, and a stop waits for two calls at most
+        while len(self._running) > self._ahead:  # what is shown has happened, and a stop waits for few calls
             jax.block_until_ready(self._running.popleft())
         self._progress.advance(steps)
         try:

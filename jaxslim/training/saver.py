@@ -30,6 +30,17 @@ def check_room(run: Path, variables: Any, training: Any) -> None:
         )
 
 
+LARGE = 2**28
+"""Bytes of a network and its optimizer above which memory counts for more than waiting, on a CPU: one step runs at a
+time, and a checkpoint is written before training goes on. Beside a running step, its arrays would be kept twice, and
+copied by orbax once more."""
+
+
+def is_large(state: Any) -> bool:
+    """Whether arrays that a CPU holds take more than `LARGE` bytes."""
+    return jax.default_backend() == "cpu" and sum(leaf.nbytes for leaf in jax.tree.leaves(state)) > LARGE
+
+
 class Saver:
     """Saves the checkpoints of a run in the background, in the first process, and deletes those that are not kept.
 
@@ -49,9 +60,19 @@ class Saver:
     def save(self, step: int, variables: Any, training: Any, meta: Mapping[str, Any], files: Any = None) -> None:
         """Wait for the checkpoint before, and start writing that of `step`; `write` takes the other arguments."""
         self.wait()
-        if is_first():
-            on_host = jax.device_get((variables, training))  # the next step takes the buffers over
-            self._pending = self._thread.submit(self._write, step, on_host, meta, files)
+        if not is_first():
+            return
+        arrays = variables, training
+        if is_large(arrays) and jax.process_count() == 1:
+            self._pending = Future()
+            try:
+                self._write(step, arrays, meta, files)
+                self._pending.set_result(None)
+            except OSError as error:
+                self._pending.set_exception(error)
+            return
+        on_host = jax.device_get(arrays)  # the next step takes the buffers over
+        self._pending = self._thread.submit(self._write, step, on_host, meta, files)
 
     def wait(self) -> bool:
         """Wait until everything is written; whether the last checkpoint could be."""
