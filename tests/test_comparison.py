@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxslim import models
-from jaxslim.data import Dataset
+from jaxslim.data import Dataset, Form
 from jaxslim.data.archives import read_npz, write_part
 from jaxslim.errors import InputError
 from jaxslim.experiments.comparison import by_criterion, in_steps
@@ -130,7 +130,7 @@ def test_a_part_of_a_data_set_is_the_same_each_time(tmp_path):
     parts = []
     for name in ("a.npz", "b.npz"):
         write_part(images, tmp_path / name, 15, 100)
-        parts.append(read_npz(tmp_path / name, 2, 1))
+        parts.append(read_npz(tmp_path / name, Form(2, 1)))
     one, other = parts
     assert (len(one.train_labels), len(one.test_labels)) == (15, 20)
     np.testing.assert_array_equal(one.train_images, other.train_images)

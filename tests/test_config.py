@@ -79,6 +79,20 @@ DIGITS_RUNS = {
     "digits_finetune": {"name": "digits-finetuned", "l1": 0.0, "init_from": "runs/digits-pruned"},
 }
 
+# The recipes of Liu et al. (ICCV 2017), section 4.3, in the words of TrainConfig.
+BY_DATA = {
+    "cifar10": {"dataset": "cifar10", "epochs": 160, "augment": ("crop", "flip"), "batch_size": 64},
+    "cifar100": {"dataset": "cifar100", "epochs": 160, "augment": ("crop", "flip"), "batch_size": 64},
+    "svhn": {"dataset": "svhn_cropped", "epochs": 20, "augment": ("crop",), "batch_size": 64},
+    "imagenet": {"dataset": "imagenet2012", "epochs": 60, "image_size": 224, "batch_size": 256},
+    "mnist": {"dataset": "mnist", "epochs": 30, "image_size": 28, "channels": 1, "batch_size": 256},
+}
+LAMBDA = {"resnet164": 1e-5, "densenet40": 1e-5, "vgg19": 1e-4, "vgg_a": 1e-5, "mlp": 1e-3}  # MNIST's is not published
+PAPER = (
+    *("cifar10_resnet164", "cifar10_densenet40", "cifar100_resnet164", "cifar100_densenet40"),
+    *("svhn_resnet164", "svhn_densenet40", "svhn_vgg19", "imagenet_vgg_a", "mnist_mlp"),
+)
+
 
 def values(config, names):
     return {name: getattr(config, name) for name in names}
@@ -106,9 +120,24 @@ def test_digits_configs(name):
     assert values(load_config(str(HOME / "configs" / f"{name}.py")), expected) == expected
 
 
+@pytest.mark.parametrize("name", PAPER)
+def test_configs_of_the_papers_networks(name):
+    data, _, model = name.partition("_")
+    drops = (0.5, 0.75) if data in ("cifar10", "cifar100", "svhn") else (1 / 3, 2 / 3)
+    sgd = {"learning_rate": 0.1, "momentum": 0.9, "optimizer_args": {"nesterov": True}, "weight_decay": 1e-4}
+    own = {"name": name.replace("_", "-"), "model": model, "model_args": {}, "l1": LAMBDA[model], "lr_drops": drops}
+    expected = BY_DATA[data] | sgd | own
+    config = load_config(str(HOME / "configs" / f"{name}.py"))
+    assert values(config, expected) == expected
+    described = (HOME / "configs" / f"{name}.py").read_text()
+    assert f"Baseline: jaxslim train {config.name} --l1 0 --name {config.name}-baseline\n" in described
+    assert re.search(rf"\nThen: jaxslim prune {config.folder} --ratio \S+ .*--out {config.folder}-cut\n", described)
+    assert f"\n      jaxslim train {config.name} --init-from {config.folder}-cut --l1 0 " in described
+
+
 @pytest.mark.parametrize("file", sorted((HOME / "configs").glob("*.py")), ids=lambda file: file.stem)
 def test_each_config_says_how_to_run_it(file):
-    assert file.stem in {**CIFAR, **DIGITS_RUNS}  # none without expected values above
+    assert file.stem in {**CIFAR, **DIGITS_RUNS, **dict.fromkeys(PAPER)}  # none without expected values above
     described = file.read_text().split('"""')[1]
     assert f"Command: jaxslim train {file.stem.replace('_', '-')}" in described
     assert re.search(r"^Cost: \S", described, re.MULTILINE)
@@ -174,6 +203,10 @@ def configs(draw):
         l1=draw(st.floats(0, 1e3)),
         group_lasso=draw(st.floats(0, 1e3)),
         group_lasso_growth=draw(st.floats(0, 1)),
+        fit=draw(st.sampled_from(["stretch", "crop"])),
+        stream=draw(st.sampled_from(["auto", "always", "never"])),
+        workers=draw(st.none() | st.integers(0, 9)),
+        skip_broken=draw(st.booleans()),
         accumulate=draw(st.integers(1, 8)),
         ema=draw(st.floats(0, 0.999)),
         progressive=draw(st.floats(0, 1, exclude_max=True)),
@@ -239,6 +272,7 @@ REFUSED = [
     ({"holdout": float("nan")}, "holdout is nan; it must lie in [0, 1)."),
     ({"label_smoothing": 1}, "label_smoothing is 1; it must lie in [0, 1)."),
     ({"distill_temperature": 0.0}, "distill_temperature is 0.0; it must lie in [0.01, 1000]."),
+    ({"workers": -1}, "workers is -1; it must be at least 0."),
     ({"warmup": 1.0}, "warmup is 1.0; it must lie in [0, 1)."),
     ({"accumulate": 0}, "accumulate is 0; it must lie in [1, 2147483647]."),
     ({"ema": 1.0}, "ema is 1.0; it must lie in [0, 1)."),
@@ -300,6 +334,10 @@ WRONG_TYPES = {
     "group_lasso_growth": "half",
     "l1_method": None,
     "progressive": "half",
+    "fit": "middle",
+    "stream": True,
+    "workers": "two",
+    "skip_broken": "yes",
     "warmup": "a tenth",
     "accumulate": 1.5,
     "ema": None,

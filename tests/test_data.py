@@ -703,7 +703,9 @@ def test_own_augmentations_in_the_order_of_their_names(monkeypatch):
 
 
 def test_unknown_augmentation():
-    with pytest.raises(InputError, match=r"^There is no augmentation 'blur'; use crop, flip, or no name at all.$"):
+    with pytest.raises(
+        InputError, match=r"^There is no augmentation 'blur'; use crop, flip, resized-crop, or no name at all.$"
+    ):
         data.augmenter(["flip", "blur"])
 
 

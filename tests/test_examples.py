@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import jaxslim
-from jaxslim.data.sources import fit_one
+from jaxslim.data.sources import Form, fit_one
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "scripts" / "examples"
 
@@ -131,7 +131,7 @@ def test_classes_without_python(classify, tmp_path, channels):
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for found, image in zip(made["found"], images, strict=True):
         pixels = np.array(found["pixels"], np.uint8).reshape(1, 16, 16, channels)
-        fitted = fit_one(image, 16, channels)
+        fitted = fit_one(image, Form(16, channels))
         np.testing.assert_allclose(pixels[0], fitted.astype(int), atol=1)  # Pillow takes axes in either order
         (logits,) = session.run(None, {"input": pixels})
         np.testing.assert_allclose([found["logits"]], logits, rtol=1e-4)

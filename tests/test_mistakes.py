@@ -129,7 +129,7 @@ COMMAND_LINES = {
     "two means": ("train --channels 3 --mean 0 0", "mean has 2 numbers for 3 channels; give one a channel."),
     "unknown augmentation": (
         f"{NEW} --augment mixup",
-        "There is no augmentation 'mixup'; use crop, flip, or no name at all.",
+        "There is no augmentation 'mixup'; use crop, flip, resized-crop, or no name at all.",
     ),
     "unknown optimizer": (f"{NEW} --optimizer sdg", "optimizer is 'sdg'; it must be one of optax's, for example sgd o"),
     "other function of optax": (f"{NEW} --optimizer join_schedules", "optimizer is 'join_schedules'; it must be one o"),

@@ -17,6 +17,7 @@ from test_loop import contents
 import jaxslim
 from jaxslim import data
 from jaxslim.commands import main as every_command
+from jaxslim.data import Form
 from jaxslim.data.folders import decode, image_files
 from jaxslim.training.config import TrainConfig
 from jaxslim.training.prediction import BATCH, predictor
@@ -72,12 +73,12 @@ def test_images_are_read_as_a_data_set_of_folders_is(photos, size, channels, tmp
     wanted = data.load(str(photos), image_size=size, channels=channels).test_images
     files = [file for name in ("ant", "bee") for file in image_files(str(photos / "test" / name))]
     assert [file.rpartition("/")[2] for file in files] == ["clear.png", "colour.png", "grey.png", "turned.jpg"]
-    np.testing.assert_array_equal(decode(files, size, channels), wanted)
+    np.testing.assert_array_equal(decode(files, Form(size, channels)), wanted)
 
 
 def test_the_table_has_the_most_probable_classes(call, home, photos, monkeypatch):
     monkeypatch.chdir(photos / "test")
-    shares = expected(home, decode(image_files("ant") + image_files("bee/turned.jpg"), 8, 1))
+    shares = expected(home, decode(image_files("ant") + image_files("bee/turned.jpg"), Form(8, 1)))
     done = call(home / "sparse", "ant", "bee/turned.jpg", "--top", 2)
     assert (done.code, done.err) == (0, "")
     rows = re.findall(r"^(\S+)? +(\d) +(\d+\.\d\d)% *$", done.out, re.M)
@@ -100,7 +101,7 @@ def test_the_table_has_the_most_probable_classes(call, home, photos, monkeypatch
 
 def test_json_has_all_classes_in_order(call, home, photos):
     file = str(photos / "test" / "ant" / "grey.png")
-    (share,) = expected(home, decode([file], 8, 1))
+    (share,) = expected(home, decode([file], Form(8, 1)))
     done = call(home / "sparse", file, "--json")
     (found,) = json.loads(done.out)
     assert found["image"] == file
@@ -140,7 +141,7 @@ def test_a_cut_network_that_was_saved_as_a_program(call, home, photos, tmp_path)
     assert isinstance(jaxslim.load(tmp_path / "program").module, jaxslim.Program)
     done = call(tmp_path / "program", photos / "test" / "ant", "--json")
     assert done.code == 0, done.err
-    pixels = decode(image_files(str(photos / "test" / "ant")), 8, 1)
+    pixels = decode(image_files(str(photos / "test" / "ant")), Form(8, 1))
     wanted = softmax(np.asarray(small.module(small.variables, (pixels / np.float32(255) - np.float32(0.5)) * 2)))
     for found, share in zip(json.loads(done.out), wanted, strict=True):
         np.testing.assert_allclose([one["probability"] for one in found["classes"]], np.sort(share)[::-1], rtol=1e-4)
@@ -203,7 +204,7 @@ def test_an_exported_file_gives_what_its_checkpoint_gives(call, capsys, home, ph
     assert made.code == 0, made.err
     done = call(file, images, "--json")
     assert (done.code, done.err) == (0, "")
-    shares = expected(home, decode(image_files(str(images)), 8, 1))
+    shares = expected(home, decode(image_files(str(images)), Form(8, 1)))
     for found, own in zip(json.loads(done.out), shares, strict=True):
         assert [one["name"] for one in found["classes"]] == [str(one) for one in np.argsort(-own)]
         np.testing.assert_allclose([one["probability"] for one in found["classes"]], np.sort(own)[::-1], rtol=1e-4)
@@ -223,7 +224,7 @@ def exported(home, path, meta=None, **how):
 
 def test_a_file_of_ones_own_export(call, home, photos, tmp_path):
     image = photos / "test" / "ant" / "grey.png"
-    (share,) = expected(home, decode([str(image)], 8, 1), "pruned")
+    (share,) = expected(home, decode([str(image)], Form(8, 1)), "pruned")
     done = call(exported(home, tmp_path / "net", normalisation=GREY), image, "--top", 1)
     best = int(share.argmax())
     assert re.search(rf" {['ant', 'bee', 'cat'][best]} +{100 * share[best]:.2f}% *$", done.out, re.M)

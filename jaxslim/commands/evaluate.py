@@ -19,8 +19,8 @@ EXAMPLES = (
 class Options(OfCheckpoint):
     """Print accuracy, loss, digest, parameters, MACs and latency of a checkpoint's network, and accuracy by class."""
 
-    batch_size: int = 500
-    """Images a batch."""
+    batch_size: int | None = None
+    """Images a batch; by default as in training."""
     latency: bool = False
     """Time the network and the dense one that it was cut from in turns, with one image and with the batch size of its
     training, and name the layers that keep it slow if it got smaller and not faster. Where onnxruntime is installed, it
@@ -34,7 +34,7 @@ class Options(OfCheckpoint):
 def main(argv: list[str]) -> None:
     """The command: measure, print, and write the report."""
     options = parse(Options, argv, prog="jaxslim evaluate", examples=EXAMPLES)
-    if options.batch_size < 1:
+    if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"batch_size is {options.batch_size}; it must be at least 1.")
     if options.against is not None and not options.latency:
         raise InputError("--against names the network that --latency compares with; give --latency too.")

@@ -117,7 +117,9 @@ def main(argv: list[str]) -> None:
 
 def _about(meta: dict[str, Any]) -> dict[str, Any]:
     """What the file keeps of a checkpoint's meta."""
-    return {name: meta[name] for name in ("kind", "class_names", "image_shape", "metrics") if name in meta}
+    about = {name: meta[name] for name in ("kind", "class_names", "image_shape", "metrics") if name in meta}
+    config = meta.get("config")
+    return about | ({"fit": config["fit"]} if isinstance(config, dict) and "fit" in config else {})
 
 
 def _pixels(meta: dict[str, Any]) -> tuple[list[float], list[float]] | None:

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     path = options.checkpoint if os.path.isfile(options.checkpoint) else find(options.checkpoint)
     network = predictor(path)
     files = [file for image in options.image for file in image_files(image)]
-    shares = network.probabilities(decode(files, network.image_size, network.channels))
+    shares = network.probabilities(decode(files, network.form))
     if wrong := [file for file, own in zip(files, shares, strict=True) if not np.isfinite(own).all()]:
         raise InputError(f"{path} gives {wrong[0]} outputs that are not finite; take another checkpoint.")
     best = np.argsort(-shares, axis=1, kind="stable")[:, : options.top]

@@ -2,6 +2,7 @@
 
 from jaxslim.data.augmentation import AUGMENTATIONS, augmenter, normalise
 from jaxslim.data.loading import hold_out, load
-from jaxslim.data.sources import Dataset
+from jaxslim.data.sources import Dataset, Form
+from jaxslim.data.streams import Streamed
 
-__all__ = ["AUGMENTATIONS", "Dataset", "augmenter", "hold_out", "load", "normalise"]
+__all__ = ["AUGMENTATIONS", "Dataset", "Form", "Streamed", "augmenter", "hold_out", "load", "normalise"]

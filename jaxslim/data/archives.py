@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from jaxslim.data.sources import MAX_BYTES, Dataset, Source, Split, as_input_error, assemble, fit, stamp
+from jaxslim.data.sources import MAX_BYTES, Dataset, Form, Source, Split, as_input_error, assemble, fit, stamp
 from jaxslim.errors import InputError
 from jaxslim.files import replacing
 
@@ -20,7 +20,7 @@ OWN_NAMES = ("train_images", "train_labels", "test_images", "test_labels")
 KERAS_NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
-def read_npz(path: Path, image_size: int, channels: int) -> Dataset:
+def read_npz(path: Path, form: Form) -> Dataset:
     """The data set in an .npz, resized and recoloured where needed.
 
     The .npz holds train_images, train_labels, test_images and test_labels, or Keras' names for them, and perhaps
@@ -46,7 +46,7 @@ def read_npz(path: Path, image_size: int, channels: int) -> Dataset:
     class_names = arrays.get("class_names", np.array([], str))
     is_right = class_names.ndim == 1 and class_names.dtype.kind == "U"
     _check(path, "class_names", class_names, is_right, "it must be a list of strings.")
-    train, test = (_split(path, arrays, *pair, image_size, channels) for pair in (names[:2], names[2:]))
+    train, test = (_split(path, arrays, *pair, form) for pair in (names[:2], names[2:]))
     return assemble(path, train, test, class_names.tolist())
 
 
@@ -63,7 +63,8 @@ def write_part(images: Dataset, file: Path, train: int, test: int) -> None:
     for split, count in (("train", train), ("test", test)):
         labels = getattr(images, f"{split}_labels")
         chosen = np.random.default_rng(0).permutation(len(labels))[:count]
-        arrays |= {f"{split}_images": getattr(images, f"{split}_images")[chosen], f"{split}_labels": labels[chosen]}
+        pixels = np.asarray(getattr(images, f"{split}_images")[chosen])
+        arrays |= {f"{split}_images": pixels, f"{split}_labels": labels[chosen]}
     with replacing(file) as temporary, temporary.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)
 
@@ -81,7 +82,7 @@ def _read_array(path: Path, name: str, archive: zipfile.ZipFile, info: zipfile.Z
         return npy.read_array(file, allow_pickle=False)
 
 
-def _split(path: Path, arrays: dict, images_name: str, labels_name: str, image_size: int, channels: int) -> Split:
+def _split(path: Path, arrays: dict, images_name: str, labels_name: str, form: Form) -> Split:
     images, labels = arrays.pop(images_name), arrays.pop(labels_name)
     advice = "to uint8 from 0 to 255, for example (images * 255).round().astype('uint8') if it holds 0 to 1."
     _check(path, images_name, images, images.dtype == np.uint8, f"convert it {advice}")
@@ -95,7 +96,7 @@ def _split(path: Path, arrays: dict, images_name: str, labels_name: str, image_s
     if len(labels) != len(images):
         counts = f"{len(images)} {images_name} but {len(labels)} {labels_name}"
         raise InputError(f"{path} has {counts}; give as many labels.")
-    return fit(images, image_size, channels), labels
+    return fit(images, form), labels
 
 
 def _check_total(path: Path, total: int, advice: str) -> None:
@@ -135,7 +136,7 @@ def cifar(path: Path) -> Source:
     return Source(functools.partial(_read_cifar, path), identity)
 
 
-def _read_cifar(path: Path, image_size: int, channels: int) -> Dataset:
+def _read_cifar(path: Path, form: Form) -> Dataset:
     with as_input_error(path, f"{path} is no tar archive, or it is damaged", "download it again."):
         files = dict(_members(path))
     layout = CIFAR100 if files.keys() & {*CIFAR100.train, *CIFAR100.test} else CIFAR10
@@ -152,7 +153,7 @@ def _read_cifar(path: Path, image_size: int, channels: int) -> Dataset:
             raise InputError(f"{wrong[0]} of {path} has {size}; download it again.")
         rows = np.frombuffer(b"".join(files[name] for name in names), np.uint8).reshape(-1, record)
         planes = rows[:, layout.label_bytes :].reshape(-1, 3, 32, 32)
-        splits.append((fit(planes.transpose(0, 2, 3, 1), image_size, channels), rows[:, layout.label_bytes - 1]))
+        splits.append((fit(planes.transpose(0, 2, 3, 1), form), rows[:, layout.label_bytes - 1]))
     return assemble(path, splits[0], splits[1], class_names or range(layout.classes))
 
 

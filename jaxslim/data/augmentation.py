@@ -24,7 +24,32 @@ def flip(images: jax.Array, key: jax.Array, pad: int = 0) -> jax.Array:
     return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
-AUGMENTATIONS: dict[str, Callable[[jax.Array, jax.Array, int], jax.Array]] = {"crop": crop, "flip": flip}
+def resized_crop(images: jax.Array, key: jax.Array, pad: int = 0) -> jax.Array:
+    """Resize a random part of each image to the whole (Szegedy et al., CVPR 2015); `pad` has no effect.
+
+    A part has 8 to 100 % of the area, 3/4 to 4/3 of the aspect ratio, and lies inside. Pixels between are bilinear.
+    """
+    size = jnp.array(images.shape[1:3], jnp.float32)
+    areas, aspects, places = jax.random.split(key, 3)
+    area = jax.random.uniform(areas, (len(images), 1), minval=0.08, maxval=1.0)
+    ratio = jnp.exp(jax.random.uniform(aspects, (len(images), 1), minval=jnp.log(3 / 4), maxval=jnp.log(4 / 3)))
+    share = jnp.minimum(jnp.sqrt(area * jnp.concatenate([1 / ratio, ratio], 1)), 1.0)
+    start = jax.random.uniform(places, share.shape) * (1 - share) * size[None]
+
+    def resized(image: jax.Array, share: jax.Array, start: jax.Array) -> jax.Array:
+        moved = jax.image.scale_and_translate(
+            image.astype(jnp.float32), image.shape, (0, 1), 1 / share, -start / share, "bilinear", antialias=False
+        )
+        return jnp.clip(jnp.round(moved), 0, 255).astype(image.dtype)
+
+    return jax.vmap(resized)(images, share, start)
+
+
+AUGMENTATIONS: dict[str, Callable[[jax.Array, jax.Array, int], jax.Array]] = {
+    "crop": crop,
+    "flip": flip,
+    "resized-crop": resized_crop,
+}
 """Functions (images, key, pad) -> images by name. Images are uint8 (n, height, width, channels). Add your own."""
 
 

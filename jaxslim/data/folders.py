@@ -3,17 +3,21 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxslim.data.sources import Dataset, Source, Split, allocate, as_input_error, assemble, fit_one, stamp, track
+from jaxslim.data.sources import Dataset, Form, Source, Split, allocate, as_input_error, assemble, fit_one, stamp, track
+from jaxslim.data.streams import Streamed
 from jaxslim.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 KINDS = ", ".join(SUFFIXES)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+REPLACE = "replace or remove it."
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 log = logging.getLogger(__name__)
@@ -41,11 +45,42 @@ def folder(root: Path) -> Source:
         there, missing = ("train", test_name) if odd[0] in train else (test_name, "train")
         raise InputError(f"{root}: class {odd[0]} is in {there} but not in {missing}; both need the same classes.")
 
-    def read(image_size: int, channels: int) -> Dataset:
-        decoded = [_decode(list(split.values()), image_size, channels) for split in (train, test)]
+    def read(form: Form) -> Dataset:
+        decoded = [_decode(list(split.values()), form) for split in (train, test)]
         return assemble(root, decoded[0], decoded[1], list(train))
 
-    return Source(read, ["folder", str(home), [stamp(f) for split in (train, test) for c in split.values() for f in c]])
+    def stream(form: Form, workers: int | None) -> Dataset:
+        lazy = [(Streamed(Files(_files(split)), form, workers=workers), _labels(split)) for split in (train, test)]
+        return assemble(root, lazy[0], lazy[1], list(train))
+
+    stamps = [stamp(file) for split in (train, test) for file in _files(split)]
+    return Source(read, ["folder", str(home), stamps], len(stamps), stream)
+
+
+class Files(NamedTuple):
+    """Pictures in files, for a `Streamed`."""
+
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, number: int) -> Any:
+        """See `Pictures`."""
+        return opened(self.paths[number])
+
+    def broken(self, number: int) -> AbstractContextManager[None]:
+        """See `Pictures`."""
+        file = self.paths[number]
+        return as_input_error(file, f"Cannot decode the image {file}", REPLACE)
+
+
+def _files(split: dict[str, list[str]]) -> tuple[str, ...]:
+    return tuple(file for files in split.values() for file in files)
+
+
+def _labels(split: dict[str, list[str]]) -> np.ndarray:
+    return np.repeat(np.arange(len(split)), [len(files) for files in split.values()])
 
 
 def _entries(path: str | Path, home: Path) -> list[os.DirEntry]:
@@ -81,33 +116,48 @@ def _warn(root: Path, what: str, paths: list[str], most: int = 3) -> None:
         log.warning("%s: skipped %d %s: %s", root, len(paths), what, ", ".join(names))
 
 
-def _decode(classes: list[list[str]], image_size: int, channels: int) -> Split:
+def _decode(classes: list[list[str]], form: Form) -> Split:
     """Images (n, image_size, image_size, channels) of files listed by class, and their labels."""
     files = [file for names in classes for file in names]
-    images = decode(files, image_size, channels, track(files, f"Decoding {len(files)} images"))
-    return images, np.repeat(np.arange(len(classes)), [len(names) for names in classes])
+    labels = np.repeat(np.arange(len(classes)), [len(names) for names in classes])
+    images, broken = allocate(len(files), form), []
+    for row, file in enumerate(track(files, f"Decoding {len(files)} images")):
+        try:
+            images[row] = decode([file], form)[0]
+        except InputError as error:
+            if not form.skip_broken:
+                raise
+            log.warning("Left out: %s", error)
+            broken.append(row)
+    return np.delete(images, broken, 0) if broken else images, np.delete(labels, broken)
 
 
-def decode(files: Sequence[str], image_size: int, channels: int, tracked: Iterable[str] | None = None) -> np.ndarray:
+def decode(files: Sequence[str], form: Form) -> np.ndarray:
     """Image files as uint8 (n, image_size, image_size, channels), turned as their EXIF says and fitted by `fit_one`.
-
-    `tracked` are the files again, behind a progress bar.
 
     Raises:
       InputError: a file is no image, damaged, or too large.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    images = allocate(len(files), image_size, channels)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for target, file in zip(images, tracked or files, strict=True):
-            with (
-                as_input_error(file, f"Cannot decode the image {file}", "replace or remove it."),
-                Image.open(file, formats=FORMATS) as image,
-            ):
-                target[...] = fit_one(ImageOps.exif_transpose(image), image_size, channels)
+    images = allocate(len(files), form)
+    for target, file in zip(images, files, strict=True):
+        with as_input_error(file, f"Cannot decode the image {file}", REPLACE), opened(file) as image:
+            target[...] = fit_one(ImageOps.exif_transpose(image), form)
     return images
+
+
+def opened(file: str) -> Any:
+    """A Pillow image of a file, not decoded yet.
+
+    Raises:
+      InputError: the file is no image, or too large.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings(), as_input_error(file, f"Cannot decode the image {file}", REPLACE):
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(file, formats=FORMATS)
 
 
 def image_files(path: str) -> list[str]:

@@ -6,11 +6,13 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxslim.data import archives, digits, folders
-from jaxslim.data.sources import Dataset, Source
+from jaxslim.data.sources import Dataset, Form, Source, decoded_bytes
+from jaxslim.data.streams import memory
 from jaxslim.errors import InputError
 from jaxslim.files import cache_folder, replacing
 
@@ -20,7 +22,17 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".gz")
 log = logging.getLogger(__name__)
 
 
-def load(dataset: str, *, data_dir: str | None = None, image_size: int = 32, channels: int = 3) -> Dataset:
+def load(
+    dataset: str,
+    *,
+    data_dir: str | None = None,
+    image_size: int = 32,
+    channels: int = 3,
+    fit: str = "stretch",
+    stream: str = "never",
+    workers: int | None = None,
+    skip_broken: bool = False,
+) -> Dataset:
     """The data set called `dataset`, as uint8 images of image_size x image_size x channels and int32 labels.
 
     An existing path wins over a name. Decoded TFDS data sets, folders and CIFAR archives are kept in
@@ -33,15 +45,27 @@ def load(dataset: str, *, data_dir: str | None = None, image_size: int = 32, cha
       data_dir: where TFDS keeps its data sets; without it the variable TFDS_DATA_DIR, then `~/tensorflow_datasets`.
       image_size: height and width in pixels that images are resized to.
       channels: 3 repeats grey images, 1 turns colour into luminance.
+      fit: how pictures become squares: "stretch", or "crop", which takes the middle.
+      stream: when pictures of folders and of TFDS are decoded only as their turn comes, so that `train_images` and
+        `test_images` are `Streamed`: "always", "never", or "auto", if all would take a quarter of the memory or more.
+      workers: processes that decode a stream while training; None for half of the cores.
+      skip_broken: whether broken files of a folder are left out, with a warning.
 
     Raises:
       InputError: there is no such data set, or it is damaged or not of the form above.
     """
     if image_size < 1 or channels not in (1, 3):
         raise InputError(f"image_size is {image_size} and channels {channels}; give at least 1 pixel, 1 or 3 channels.")
-    source = find(dataset, data_dir)
+    source, form = find(dataset, data_dir), Form(image_size, channels, fit == "crop", skip_broken)
+    if source.stream is None and stream == "always":
+        raise InputError(f"{dataset} is no folder of images or TFDS name and cannot be streamed; leave --stream out.")
+    needed, there = decoded_bytes(source.pictures, form), memory()
+    if source.stream is not None and (stream == "always" or (stream == "auto" and needed > there / 4)):
+        size = f"{source.pictures:,} images of {image_size}x{image_size} would take {needed / 1e9:,.1f} GB"
+        log.info("%s: %s of %.1f GB of memory; they are decoded while training.", dataset, size, there / 1e9)
+        return source.stream(form, workers)._replace(name=dataset)
     read = source.read if source.identity is None else functools.partial(_read_cached, source)
-    return read(image_size, channels)._replace(name=dataset)
+    return read(form)._replace(name=dataset)
 
 
 def find(dataset: str, data_dir: str | None = None) -> Source:
@@ -67,14 +91,16 @@ def find(dataset: str, data_dir: str | None = None) -> Source:
     return tfds.find(dataset, data_dir)
 
 
-def _read_cached(source: Source, image_size: int, channels: int) -> Dataset:
+def _read_cached(source: Source, form: Form) -> Dataset:
     """Decode `source`, or take what was decoded before. A cache that cannot be written only costs time."""
-    key = json.dumps([CACHE_VERSION, source.identity, image_size, channels])
+    key = json.dumps(
+        [CACHE_VERSION, source.identity, *form[:2], *[name for name in form._fields[2:] if getattr(form, name)]]
+    )
     path = cache_folder() / "data" / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
     try:
-        return archives.read_npz(path, image_size, channels)
+        return archives.read_npz(path, form)
     except InputError:  # absent or damaged
-        data = source.read(image_size, channels)
+        data = source.read(form)
     arrays = {name: value for name, value in data._asdict().items() if name != "name"}
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -84,7 +110,7 @@ def _read_cached(source: Source, image_size: int, channels: int) -> Dataset:
     return data
 
 
-def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, np.ndarray, np.ndarray]:
+def hold_out(data: Dataset, share: float, seed: int) -> tuple[Dataset, Any, np.ndarray]:
     """Set aside a random `share` of the training set, the same one for the same seed.
 
     Returns:

@@ -13,10 +13,12 @@ import numpy as np
 
 from jaxslim.errors import InputError, first_line
 
-Split = tuple[np.ndarray, np.ndarray]  # images, labels
+Split = tuple[Any, np.ndarray]  # images, labels
 
 MAX_BYTES = 64 * 2**30
 MAX_CLASSES = 2**16
+CROPPED = 224 / 256
+"""Share of the shorter side that `Form.crop` keeps."""
 SYSTEM_FAILURES = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 
 log = logging.getLogger(__name__)
@@ -26,22 +28,37 @@ class Dataset(NamedTuple):
     """Images and labels of a classification task, decoded and in host memory."""
 
     name: str
-    train_images: np.ndarray
-    """uint8 (n, height, width, channels)"""
+    train_images: Any
+    """uint8 (n, height, width, channels): an array, or what decodes them when their turn comes, a `Streamed`"""
     train_labels: np.ndarray
     """int32 (n,), each in [0, len(class_names))"""
-    test_images: np.ndarray
+    test_images: Any
     test_labels: np.ndarray
     class_names: tuple[str, ...]
+
+
+class Form(NamedTuple):
+    """What decoded images are like."""
+
+    image_size: int
+    """Height and width in pixels."""
+    channels: int
+    crop: bool = False
+    """Whether the middle of a picture is taken, in place of the whole one stretched to a square."""
+    skip_broken: bool = False
+    """Whether broken pictures are left out, with a warning, in place of an error."""
 
 
 class Source(NamedTuple):
     """A data set that was found but not decoded yet."""
 
-    read: Callable[[int, int], Dataset]
-    """read(image_size, channels)"""
+    read: Callable[[Form], Dataset]
     identity: list | None
     """JSON that changes when the data changes; None where a cache would save no time."""
+    pictures: int = 0
+    """How many pictures there are, if they can be streamed."""
+    stream: Callable[[Form, int | None], Dataset] | None = None
+    """`stream(form, workers)` -> the set with `Streamed` images; None where it is decoded already, or too small."""
 
 
 def stamp(path: str | os.PathLike) -> list:
@@ -92,29 +109,34 @@ def assemble(where: object, train: Split, test: Split, class_names: Sequence[Any
     return Dataset(str(where), train[0], train_labels, test[0], test_labels, tuple(map(str, names)))
 
 
-def allocate(count: int, image_size: int, channels: int) -> np.ndarray:
+def decoded_bytes(count: int, form: Form) -> int:
+    """What `count` decoded images take."""
+    return count * form.image_size**2 * form.channels
+
+
+def allocate(count: int, form: Form) -> np.ndarray:
     """Room for `count` decoded images: uint8 (count, image_size, image_size, channels)."""
-    needed = count * image_size**2 * channels
-    if needed > MAX_BYTES:
-        size = f"{image_size}x{image_size}x{channels}"
+    if (needed := decoded_bytes(count, form)) > MAX_BYTES:
+        size = f"{form.image_size}x{form.image_size}x{form.channels}"
         raise InputError(f"{count} images of {size} bytes take {needed / 2**30:.0f} GiB of memory; lower image_size.")
-    return np.empty((count, image_size, image_size, channels), np.uint8)
+    return np.empty((count, form.image_size, form.image_size, form.channels), np.uint8)
 
 
-def fit(images: np.ndarray, image_size: int, channels: int) -> np.ndarray:
+def fit(images: np.ndarray, form: Form) -> np.ndarray:
     """Images (n, h, w, 1 | 3 | 4), each as `fit_one` makes it: uint8 (n, image_size, image_size, channels)."""
-    if images.shape[1:] == (image_size, image_size, channels):
+    if images.shape[1:] == (form.image_size, form.image_size, form.channels):
         return np.ascontiguousarray(images)
-    out = allocate(len(images), image_size, channels)
+    out = allocate(len(images), form)
     for target, image in zip(out, images, strict=True):
-        target[...] = fit_one(image, image_size, channels)
+        target[...] = fit_one(image, form)
     return out
 
 
-def fit_one(image: Any, image_size: int, channels: int) -> np.ndarray:
+def fit_one(image: Any, form: Form) -> np.ndarray:
     """Pillow image or uint8 (h, w, 1 | 3 | 4) -> uint8 (image_size, image_size, channels).
 
-    Resizing is bilinear, grey is luminance, transparent is black.
+    Resizing is bilinear, grey is luminance, transparent is black. With `form.crop`, the shorter side of a picture that
+    has not the size yet becomes 256 / 224 of the size, and the middle is taken, as networks for ImageNet are tested.
     """
     from PIL import Image
 
@@ -126,10 +148,13 @@ def fit_one(image: Any, image_size: int, channels: int) -> np.ndarray:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (image_size, image_size):
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(image_size, image_size, channels)
+    size, (width, height) = form.image_size, image.size
+    image = image.convert("L" if form.channels == 1 else "RGB")
+    if image.size != (size, size):
+        side = min(width, height) * CROPPED
+        box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box if form.crop else None)
+    return np.asarray(image).reshape(size, size, form.channels)
 
 
 def track(steps: Sequence[Any], what: str) -> Iterator[Any]:

@@ -2,17 +2,24 @@
 
 import contextlib
 import difflib
+import functools
+import hashlib
+import io
+import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets
+from PIL import Image
 
-from jaxslim.data.sources import Dataset, Source, Split, allocate, as_input_error, assemble, fit_one, stamp, track
+from jaxslim.data.sources import Dataset, Form, Source, Split, allocate, as_input_error, assemble, fit_one, stamp, track
+from jaxslim.data.streams import Streamed
 from jaxslim.errors import InputError
+from jaxslim.files import cache_folder, replacing
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +47,85 @@ def find(name: str, data_dir: str | None) -> Source:
         with as_input_error(name, f"{stored}, which cannot be read here", f"delete that folder. {advice}"):
             records = builder.as_data_source(["train", test])
 
-    def read(image_size: int, channels: int) -> Dataset:
+    names = builder.info.features[label_key].names
+
+    def read(form: Form) -> Dataset:
         splits: list[Split] = []
         for split in records:
-            images, labels = allocate(len(split), image_size, channels), np.empty(len(split), np.int64)
+            images, labels = allocate(len(split), form), np.empty(len(split), np.int64)
             for row, example in enumerate(_examples(name, split, advice)):
-                images[row], labels[row] = fit_one(example[image_key], image_size, channels), example[label_key]
+                images[row], labels[row] = fit_one(example[image_key], form), example[label_key]
             splits.append((images, labels))
-        return assemble(name, splits[0], splits[1], builder.info.features[label_key].names)
+        return assemble(name, splits[0], splits[1], names)
 
     folder = os.path.realpath(builder.data_dir)
     files = sorted(entry.path for entry in os.scandir(folder) if not entry.is_dir())
-    return Source(read, ["tfds", builder.info.full_name, folder, [stamp(file) for file in files]])
+    identity = ["tfds", builder.info.full_name, folder, [stamp(file) for file in files]]
+
+    def stream(form: Form, workers: int | None) -> Dataset:
+        splits: list[tuple[Any, np.ndarray]] = []
+        for split in ("train", test):
+            pictures = Records(name, folder, split, image_key, advice)
+            read_labels = functools.partial(_labels, builder, name, split, label_key, advice)
+            labels = _kept_labels([*identity, split], read_labels)
+            splits.append((Streamed(pictures, form, workers=workers), labels))
+        return assemble(name, splits[0], splits[1], names)
+
+    return Source(read, identity, sum(map(len, records)), stream)
+
+
+class Records:
+    """Pictures of a split in array_record files, for a `Streamed`. Each process opens the files for itself."""
+
+    def __init__(self, name: str, folder: str, split: str, image_key: str, advice: str) -> None:
+        self._name, self._folder, self._split, self._key, self._advice = name, folder, split, image_key, advice
+        self._opened: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_opened": None}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def _records(self) -> Any:
+        if self._opened is None:
+            with _quiet_absl():
+                builder = tensorflow_datasets.builder_from_directory(self._folder)
+                undecoded = {self._key: tensorflow_datasets.decode.SkipDecoding()}
+                self._opened = builder.as_data_source(self._split, decoders=undecoded)
+        return self._opened
+
+    def open(self, number: int) -> Any:
+        """See `Pictures`."""
+        with self.broken(number):
+            return Image.open(io.BytesIO(self._records[number][self._key]))
+
+    def broken(self, number: int) -> contextlib.AbstractContextManager[None]:
+        """See `Pictures`."""
+        what = f"Image {number} of {self._name}, {self._split}"
+        return as_input_error(
+            self._folder, f"{what}, in {self._folder} is damaged", f"delete that folder. {self._advice}"
+        )
+
+
+def _kept_labels(identity: list, read: Callable[[], np.ndarray]) -> np.ndarray:
+    """Labels, read once and then kept in the cache of decoded data."""
+    file = cache_folder() / "data" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}-labels.npy"
+    with contextlib.suppress(OSError, ValueError):
+        return np.load(file, allow_pickle=False)
+    labels = read()
+    with contextlib.suppress(OSError), replacing(file) as temporary, temporary.open("wb") as stream:
+        np.save(stream, labels)
+    return labels
+
+
+def _labels(builder: Any, name: str, split: str, label_key: str, advice: str) -> np.ndarray:
+    """The labels of a split, without decoding its images."""
+    wanted = tensorflow_datasets.decode.PartialDecoding({label_key: True})
+    with _quiet_absl():
+        records = builder.as_data_source(split, decoders=wanted)
+    return np.array([example[label_key] for example in _examples(name, records, advice)], np.int64)
 
 
 def _advice(name: str, root: str) -> str:

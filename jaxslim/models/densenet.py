@@ -47,12 +47,13 @@ class Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """A 3x3 convolution to twice the growth, three blocks of `DenseLayer` with a `Transition` between, a classifier.
+    """A 3x3 convolution, three blocks of `DenseLayer` with a `Transition` between, BatchNorm, a classifier.
 
-    DenseNet-BC is the form with `bottleneck=True` and `compression=0.5`.
+    DenseNet-BC is the form with `bottleneck=True` and `compression=0.5` (Huang et al., section 3).
 
-    Depth 40 has 1,059,298 parameters for 10 classes, as in the authors' later repository. That counts 1.07 M, since the
-    masks of its channel selection are parameters there. The paper's 1.02 M are of a first convolution with 16 channels.
+    The first convolution has twice the growth as channels, as in the authors' later code in PyTorch. DenseNet-40 then
+    has 1.06 M parameters. The later code reports 1.07 M: its channel selections hold one number a channel, which counts
+    as a parameter. Table 1 of Liu et al. reports 1.02 M, which is the count with `stem=16`.
 
     `apply` takes float images (n, height, width, channels) and `train`, which uses and updates batch statistics. It
     returns logits (n, num_classes) in float32, or in `dtype` if that is more precise.
@@ -66,6 +67,8 @@ class DenseNet(nn.Module):
     """Whether a 1x1 convolution to four times the growth comes first in each layer."""
     compression: float = 1.0
     """Share of the channels that a transition keeps."""
+    stem: int | None = None
+    """Channels of the first convolution; None is twice the growth."""
     num_classes: int = 10
     dtype: Any = jnp.float32
     """Precision of the computation; parameters are float32."""
@@ -77,6 +80,7 @@ class DenseNet(nn.Module):
         if not 0 < self.compression <= 1:
             raise InputError(f"compression is {quoted(self.compression)}; it must be a share in (0, 1].")
         check_count("growth", self.growth)
+        check_count("stem", self._stem)
         check_count("num_classes", self.num_classes)
         super().__post_init__()
 
@@ -85,10 +89,14 @@ class DenseNet(nn.Module):
         """Layers of the network that one more layer in each block makes."""
         return BLOCKS * (2 if self.bottleneck else 1)
 
+    @property
+    def _stem(self) -> int:
+        return 2 * self.growth if self.stem is None else self.stem
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         check_images(images)
-        x = convolution(2 * self.growth, 3, dtype=self.dtype, name="conv1")(images)
+        x = convolution(self._stem, 3, dtype=self.dtype, name="conv1")(images)
         for block in range(1, BLOCKS + 1):
             for layer in range((self.depth - 4) // self._each):
                 x = DenseLayer(self.growth, self.bottleneck, self.dtype, name=f"dense{block}_{layer}")(x, train)

@@ -15,7 +15,7 @@ class MLP(nn.Module):
     """Dense layers with ReLU, each followed by a gate for each neuron, and a classifier.
 
     A gate is a learned factor. It stands in for the scale of BatchNorm, which this network lacks: L1 pulls gates
-    towards zero, and a neuron whose gate is zero can be cut. Gates start at 1.
+    towards zero, and a neuron whose gate is zero can be cut. Gates start at 0.5, as scales do in network slimming.
 
     `apply` takes float images (n, height, width, channels), which it flattens, and `train`, which changes nothing. It
     returns logits (n, num_classes) in float32, or in `dtype` if that is more precise.
@@ -41,7 +41,7 @@ class MLP(nn.Module):
             x = nn.relu(
                 nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.he_normal(), name=f"dense{layer}")(x)
             )
-            x = x * self.param(f"gate{layer}", nn.initializers.ones, (width,)).astype(x.dtype)[None]
+            x = x * self.param(f"gate{layer}", nn.initializers.constant(0.5), (width,)).astype(x.dtype)[None]
         x = nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(x)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

@@ -37,9 +37,20 @@ class TrainConfig:
     """Standard deviation per channel that the images are divided by."""
     augment: tuple[str, ...] = ("crop", "flip")
     """What is done to training images, in this order: crop (a random crop after padding), flip (mirror half of them
-    left to right). Without a name, images stay as they are."""
+    left to right), resized-crop (a random part of 8 to 100 %, resized; of a stream, it is cut from the whole picture).
+    Without a name, images stay as they are."""
     pad: int = 4
     """Zero pixels that crop pads each side with."""
+    fit: Literal["stretch", "crop"] = "stretch"
+    """How pictures become squares: stretched, or the middle cut out, as networks for ImageNet are tested."""
+    stream: Literal["auto", "always", "never"] = "auto"
+    """Whether pictures of a folder or of TFDS are decoded while training, by grain; auto is when all of them would take
+    more than a quarter of the memory."""
+    workers: int | None = None
+    """Processes that decode a stream: half of the cores by default, at most 8; 0 decodes in threads of the training
+    process."""
+    skip_broken: bool = False
+    """Leave broken pictures of a folder or a stream out, with a warning that names them, in place of an error."""
 
     model: str = "vgg19"
     """Which network: vgg11 to vgg19, preresnet20 to preresnet164, densenet40 or resnet18_cifar; vgg_a, vgg11_bn to
@@ -121,8 +132,8 @@ class TrainConfig:
     """Epochs from one checkpoint to the next; the last epoch is always saved. `best` is the best of those saved."""
     seed: int = 0
     """Seed of initialisation, data order, augmentation and dropout."""
-    eval_batch_size: int = 500
-    """Images a batch of evaluation, over all devices together."""
+    eval_batch_size: int | None = None
+    """Images a batch of evaluation, over all devices together; by default 500 of 32x32 pixels, fewer of larger ones."""
     compilation_cache: bool = True
     """Whether the command keeps compiled steps in `~/.cache/jaxslim/compiled`, so that a second run starts at once."""
     tensorboard: bool = False
@@ -142,12 +153,16 @@ class TrainConfig:
             value = getattr(self, name)
             if not all(_inside(number, interval) for number in (value if isinstance(value, tuple) else (value,))):
                 raise InputError(f"{name} is {value}; it must lie in {interval}.")
+        if self.eval_batch_size is not None and not _inside(self.eval_batch_size, _COUNT):
+            raise InputError(f"eval_batch_size is {self.eval_batch_size}; it must lie in {_COUNT}.")
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.channels:
                 count = len(getattr(self, name))
                 raise InputError(f"{name} has {count} numbers for {self.channels} channels; give one a channel.")
         if self.warmup and self.schedule == "one-cycle":
             raise InputError("warmup is for step and cosine, since one-cycle rises by itself; leave warmup out.")
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"workers is {self.workers}; it must be at least 0.")
         if self.pad > self.image_size:
             raise InputError(f"pad is {self.pad}; it must be at most image_size, {self.image_size}.")
         for name in ("workdir", "data_dir", "init_from", "distill_from"):
@@ -160,6 +175,11 @@ class TrainConfig:
     def sparse(self) -> bool:
         """Whether anything pulls channels towards zero."""
         return bool(self.l1 or self.group_lasso)
+
+    @property
+    def tested_at_once(self) -> int:
+        """Images a batch of evaluation."""
+        return self.eval_batch_size or max(min(500, 500 * 32**2 // self.image_size**2), min(self.batch_size, 500))
 
     @property
     def chosen_on(self) -> str:
@@ -177,7 +197,7 @@ class TrainConfig:
 _COUNT = "[1, 2147483647]"
 _BOUNDS = {
     **dict.fromkeys(
-        ("epochs", "batch_size", "eval_batch_size", "image_size", "save_every", "progressive_steps", "accumulate"),
+        ("epochs", "batch_size", "image_size", "save_every", "progressive_steps", "accumulate"),
         _COUNT,
     ),
     **dict.fromkeys(

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxslim.data import Dataset, augmenter, hold_out, normalise
+from jaxslim.data import Dataset, Streamed, augmenter, hold_out, normalise
 from jaxslim.training.config import TrainConfig
-from jaxslim.training.feed import Batch, InMemory, check_batches, device_mesh, order, place, shardings
+from jaxslim.training.feed import Batch, check_batches, device_mesh, feed, order, place, shardings
 from jaxslim.training.optimizer import losses
 
 
@@ -34,21 +34,25 @@ def evaluator(
     """
     step = evaluate_step(config, module, mesh, predictions)
     everywhere, split = shardings(mesh)
-    count, size = len(labels), math.ceil(min(config.eval_batch_size, len(labels)) / mesh.size) * mesh.size
-    feed = InMemory(mesh, images, labels)
-    numbers = np.arange(math.ceil(count / size) * size, dtype=np.int32).reshape(-1, 1, size)
-    rows = [(np.minimum(row, count - 1), place(row[0] < count, split)) for row in numbers]
+    count, size = len(labels), math.ceil(min(config.tested_at_once, len(labels)) / mesh.size) * mesh.size
+    source = feed(mesh, images, labels)
+    numbers = np.arange(math.ceil(count / size) * size, dtype=np.int32).reshape(-1, size)
+    rows, counted = np.minimum(numbers, count - 1), [place(row < count, split) for row in numbers]
 
     def evaluate(variables: Any, check: Callable[[], None] = lambda: None) -> Evaluation:
         variables = place(variables, everywhere)
         sums = []
-        for row, counted in rows:
+        batches = (
+            source.pick(rows) if isinstance(images, Streamed) else (b for row in rows for b in source.pick(row[None]))
+        )
+        for batch, which in zip(batches, counted, strict=True):
             check()
-            sums += [step(variables, batch, counted) for batch in feed.pick(row)]
+            sums.append(step(variables, batch, which))
             jax.block_until_ready(sums[-2:-1])  # else all are queued before the first check means anything
-        all_losses, all_correct, *predicted = (jax.device_get(parts) for parts in zip(*sums, strict=True))
-        loss, correct = float(np.sum(all_losses)), float(np.sum(all_correct))
-        return Evaluation(loss / count, correct / count, *(np.concatenate(parts)[:count] for parts in predicted))
+        *totals, predicted = (jax.device_get(parts) for parts in zip(*sums, strict=True))
+        loss, correct, seen = (float(np.sum(total)) for total in totals)
+        found = (np.concatenate(predicted)[:count],) if predictions else ()
+        return Evaluation(loss / max(seen, 1), correct / max(seen, 1), *found)
 
     return evaluate
 
@@ -56,18 +60,20 @@ def evaluator(
 def evaluate_step(
     config: TrainConfig, module: Any, mesh: Mesh, predictions: bool = False
 ) -> Callable[..., tuple[jax.Array, ...]]:
-    """Build `step(variables, batch, counted) -> (loss, correct)`: sums over a step's images where `counted` is true.
+    """Build `step(variables, batch, counted) -> (loss, correct, seen, predicted)`.
 
-    With `predictions` it returns the class of each image of the step too.
+    These are sums over a step's images where `counted` is true and the label is one, their number, and with
+    `predictions` the class of each image of the step.
     """
     loss = losses(config)
 
     def step(variables: Any, batch: Batch, counted: Any) -> tuple[jax.Array, ...]:
-        chosen = batch.rows[0]
-        logits = module.apply(variables, normalise(batch.images[chosen], config.mean, config.std))
-        labels, predicted = batch.labels[chosen], logits.argmax(-1)
-        sums = jnp.sum(loss(logits, labels) * counted), jnp.sum((predicted == labels) & counted)
-        return (*sums, predicted) if predictions else sums
+        images, labels = batch.step(None if batch.rows is None else batch.rows[0])
+        logits = module.apply(variables, normalise(images, config.mean, config.std))
+        counted, predicted = counted & (labels >= 0), logits.argmax(-1)
+        values = jnp.where(counted, loss(logits, jnp.maximum(labels, 0)), 0)
+        sums = values.sum(), jnp.sum((predicted == labels) & counted), counted.sum()
+        return *sums, predicted if predictions else jnp.zeros(0, int)
 
     return jax.jit(step, out_shardings=shardings(mesh)[0])
 
@@ -86,4 +92,6 @@ def training_batches(config: TrainConfig, images: Dataset, count: int) -> list[t
     chosen = order(config.seed, 0, len(pixels), config.batch_size)[:count]
     keys = jax.random.split(jax.random.key(config.seed), len(chosen))
     labels = images.train_labels
-    return [(make(pixels[row], key), jnp.asarray(labels[row])) for row, key in zip(chosen, keys, strict=True)]
+    return [
+        (make(np.asarray(pixels[row]), key), jnp.asarray(labels[row])) for row, key in zip(chosen, keys, strict=True)
+    ]

@@ -1,14 +1,17 @@
 """Batches of images on a mesh of devices."""
 
+import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxslim.data.streams import Asked, Part, Streamed, default_workers, stream
 from jaxslim.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -21,11 +24,21 @@ class Batch(NamedTuple):
     """What one call of a step takes, all of it on the devices."""
 
     images: Any
-    """uint8 (n, height, width, channels): the whole set, or the images of this batch alone."""
+    """uint8 (n, height, width, channels): the whole set; without `rows`, the images of one step, split over the
+    devices."""
     labels: Any
-    """int (n,)"""
-    rows: Any
+    """int (n,); -1 for an image that does not count."""
+    rows: Any = None
     """int32 (steps, batch): which images each step takes. The batch axis is split over the devices."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps it is for."""
+        return 1 if self.rows is None else len(self.rows)
+
+    def step(self, rows: Any = None) -> tuple[Any, Any]:
+        """Images and labels of the step that takes `rows`."""
+        return (self.images, self.labels) if rows is None else (self.images[rows], self.labels[rows])
 
 
 class Feed(Protocol):
@@ -35,6 +48,31 @@ class Feed(Protocol):
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (from 1 on) after the first `skip` steps; the same ones for the same arguments."""
+
+    def pick(self, rows: np.ndarray) -> Iterator[Batch]:
+        """The images at the indices `rows` (steps, batch), in as many calls as it takes."""
+
+    def close(self) -> None:
+        """End what works for it."""
+
+
+def feed(
+    mesh: Mesh,
+    images: Any,
+    labels: np.ndarray,
+    batch_size: int = 1,
+    seed: int = 0,
+    *,
+    epochs: int = 1,
+    crop: bool = False,
+) -> Feed:
+    """The feed for images in memory, or for a `Streamed`.
+
+    Of a stream, `epochs` says where reading ahead ends, and `crop` asks for random-resized crops.
+    """
+    if isinstance(images, Streamed):
+        return Streaming(mesh, images, labels, batch_size, seed, epochs, crop)
+    return InMemory(mesh, images, labels, batch_size, seed)
 
 
 class InMemory:
@@ -51,7 +89,7 @@ class InMemory:
     def __init__(self, mesh: Mesh, images: np.ndarray, labels: np.ndarray, batch_size: int = 1, seed: int = 0) -> None:
         self.steps_per_epoch = len(labels) // batch_size
         self._mesh, self._set, self._batch_size, self._seed = mesh, (images, labels), batch_size, seed
-        self._everywhere, _ = shardings(mesh)
+        self._everywhere, self._split = shardings(mesh)
         size, free = images.nbytes + labels.nbytes, _free_memory(mesh)
         self._on_host = size > free / 4
         if self._on_host:
@@ -71,20 +109,127 @@ class InMemory:
         split = NamedSharding(self._mesh, PartitionSpec(None, "data"))
         if self._on_host:
             images, labels = self._set
-            positions = place(np.arange(rows.shape[1], dtype=np.int32)[None], split)
             for row in rows:
-                mine = place((images[row], labels[row]), self._everywhere)
-                yield Batch(mine[0], mine[1], positions)
+                yield Batch(*place((images[row], labels[row]), self._split))
         else:
             for part in _calls(rows) if _looped(self._mesh) else rows[:, None]:
                 images, labels = self._set
                 yield Batch(images, labels, place(part, split))
+
+    def close(self) -> None:
+        """See `Feed`."""
+
+
+class Streaming:
+    """Batches of pictures that are decoded when their turn comes.
+
+    Which pictures a batch holds, and how they are cropped, depends on the seed, the epoch and the step alone. So the
+    step in a checkpoint is all that it takes to go on. Each process decodes what its own devices see. Training decodes
+    in worker processes, which go on from epoch to epoch; `pick` decodes in threads.
+    """
+
+    def __init__(
+        self, mesh: Mesh, images: Streamed, labels: np.ndarray, batch_size: int, seed: int, epochs: int, crop: bool
+    ) -> None:
+        self.steps_per_epoch = len(labels) // batch_size
+        self._images, self._labels, self._batch_size, self._seed, self._crop = images, labels, batch_size, seed, crop
+        self._steps = epochs * self.steps_per_epoch
+        _, self._split = shardings(mesh)
+        self._running: tuple[int, Iterator[Part]] = 0, iter(())
+        self._told: set[str] = set()
+
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """See `Feed`."""
+        first = (epoch - 1) * self.steps_per_epoch + skip
+        expected, parts = self._running
+        if first != expected or not first:
+            self.close()
+            mine = _share(self._split, self._batch_size)
+            workers = default_workers() if self._images.workers is None else self._images.workers
+            asked = Order(self._seed, len(self._labels), self._batch_size, mine, self._crop)
+            parts = stream(self._images, asked, first, self._steps - first, workers)
+        for number in range(first, epoch * self.steps_per_epoch):
+            part = next(parts)
+            self._running = number + 1, parts
+            self._check(part)
+            yield self._placed(part.images, self._labels[part.numbers], self._batch_size)
+
+    def pick(self, rows: np.ndarray) -> Iterator[Batch]:
+        """See `Feed`. A broken picture that is to be skipped has the label -1."""
+        mine = _share(self._split, rows.shape[1])
+        for row, part in zip(rows, stream(self._images, Rows(rows[:, mine]), 0, len(rows), 0), strict=True):
+            self._check(part)
+            labels = np.where(part.numbers == row[mine], self._labels[part.numbers], -1)
+            yield self._placed(part.images, labels.astype(self._labels.dtype), rows.shape[1])
+
+    def close(self) -> None:
+        """End the workers."""
+        _, parts = self._running
+        if isinstance(parts, Generator):
+            parts.close()
+        self._running = 0, iter(())
+
+    def _check(self, part: Part) -> None:
+        for fault in part.faults:
+            if not self._images.form.skip_broken:
+                raise InputError(f"{fault} --skip-broken leaves such pictures out.")
+            if fault not in self._told:
+                self._told.add(fault)
+                log.warning("Left out: %s", fault)
+
+    def _placed(self, images: np.ndarray, labels: np.ndarray, size: int) -> Batch:
+        def put(array: np.ndarray) -> jax.Array:
+            return jax.make_array_from_process_local_data(self._split, array, (size, *array.shape[1:]))
+
+        return Batch(put(images), put(labels))
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What each step of training sees of a stream, by its number since the start of the run."""
+
+    seed: int
+    count: int
+    batch_size: int
+    mine: np.ndarray
+    """Which places of a batch this process decodes."""
+    crop: bool
+
+    def __call__(self, number: int) -> Asked:
+        """What the step `number` asks for."""
+        steps = self.count // self.batch_size
+        epoch, step = number // steps + 1, number % steps
+        rows = _order(self.seed, epoch, self.count, self.batch_size)[step][self.mine]
+        if not self.crop:
+            return Asked(rows)
+        places = step * self.batch_size + self.mine
+        return Asked(rows, np.stack([np.full_like(places, self.seed), np.full_like(places, epoch), places], 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows that `pick` is asked for."""
+
+    rows: np.ndarray
+
+    def __call__(self, number: int) -> Asked:
+        """Whole pictures."""
+        return Asked(self.rows[number])
+
+
+def _share(split: NamedSharding, size: int) -> np.ndarray:
+    """Which places of a batch lie on the devices of this process, in order."""
+    slices = split.addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[index] for index in slices]))
 
 
 def order(seed: int, epoch: int, count: int, batch_size: int) -> np.ndarray:
     """Indices (steps, batch_size) of an epoch's batches, by the arguments alone; a last short batch is left out."""
     shuffled = np.random.default_rng([seed, epoch]).permutation(count)
     return shuffled[: count // batch_size * batch_size].reshape(-1, batch_size).astype(np.int32)
+
+
+_order = functools.lru_cache(2)(order)
 
 
 def check_batches(batch_size: int, epochs: int, count: int, mesh: Mesh) -> None:

@@ -1,5 +1,6 @@
 """The training loop, top to bottom."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -69,7 +70,11 @@ def train(config: TrainConfig) -> Trained:
             images, *held_out = data.hold_out(images, config.holdout, config.seed)
         mesh = feed.device_mesh()
         feed.check_batches(config.batch_size, config.epochs, len(images.train_labels), mesh)
-        batches = feed.InMemory(mesh, images.train_images, images.train_labels, config.batch_size, config.seed)
+        cropped = isinstance(images.train_images, data.Streamed) and "resized-crop" in config.augment
+        seen = images.train_images, images.train_labels, config.batch_size, config.seed
+        batches = feed.feed(mesh, *seen, epochs=config.epochs, crop=cropped)
+        run.callback(batches.close)
+        on_device = tuple(name for name in config.augment if not (cropped and name == "resized-crop"))
 
         shape, classes = images.train_images.shape[1:], len(images.class_names)
         newest = run.newest() if config.progressive else None  # perhaps smaller than the source
@@ -84,7 +89,13 @@ def train(config: TrainConfig) -> Trained:
             tx = optimizer(config, rate, mask, graph, config.epochs * batches.steps_per_epoch)
             test = evaluator(config, module, mesh, images.test_images, images.test_labels)
             choose = evaluator(config, module, mesh, *held_out) if held_out else None
-            return tx, train_step(config, module, tx, mesh, guide), test, choose, mask
+            return (
+                tx,
+                train_step(dataclasses.replace(config, augment=on_device), module, tx, mesh, guide),
+                test,
+                choose,
+                mask,
+            )
 
         tx, step, test, choose, scales = tools(module, variables)
         everywhere, _ = feed.shardings(mesh)
@@ -106,7 +117,7 @@ def train(config: TrainConfig) -> Trained:
                 run.resize(module, state.variables, shrinking.gone)
             for batch in batches.batches(epoch, skip=run.steps_into(epoch)):
                 state = step(state, batch, key, taught_by)
-                run.check(state, steps=len(batch.rows))
+                run.check(state, steps=batch.steps)
             tested = test(state.learned, functools.partial(run.check, state))
             row = measure(config, epoch, state, tested, rate, choose, scales)
             if shrinking:
@@ -145,13 +156,14 @@ def train_step(
 
     def one(state: TrainState, batch: feed.Batch, chosen: Any, key: Any, known: Any) -> TrainState:
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        augmented = augment(batch.images[chosen], augment_key)
+        pixels, labels = batch.step(chosen)
+        augmented = augment(pixels, augment_key)
         taught = guide.logits(known, augmented) if guide else None
         images = data.normalise(augmented, config.mean, config.std)
         params = state.variables["params"]
         stats = {name: value for name, value in state.variables.items() if name != "params"}
         gradients, (stats, total, correct) = jax.grad(loss_of, has_aux=True)(
-            params, stats, images, batch.labels[chosen], taught, dropout_key
+            params, stats, images, labels, taught, dropout_key
         )
         updates, moments = tx.update(gradients, state.optimizer, params)
         params = optax.apply_updates(params, updates)
@@ -162,8 +174,8 @@ def train_step(
         return TrainState(state.step + 1, variables, moments, sums, average)
 
     def step(state: TrainState, batch: feed.Batch, key: Any, known: Any = None) -> TrainState:
-        if len(batch.rows) == 1:
-            return one(state, batch, batch.rows[0], key, known)
+        if batch.steps == 1:
+            return one(state, batch, None if batch.rows is None else batch.rows[0], key, known)
         return lax.scan(lambda state, chosen: (one(state, batch, chosen, key, known), None), state, batch.rows)[0]
 
     everywhere, _ = feed.shardings(mesh)

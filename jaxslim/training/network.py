@@ -24,7 +24,8 @@ from jaxslim.training.config import TrainConfig, from_json
 
 def load(config: TrainConfig) -> data.Dataset:
     """The images of a configuration."""
-    return data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, channels=config.channels)
+    fields = ("data_dir", "image_size", "channels", "fit", "stream", "workers", "skip_broken")
+    return data.load(config.dataset, **{name: getattr(config, name) for name in fields})
 
 
 def trained(path: str | Path) -> Loaded:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxslim.data import normalise
+from jaxslim.data import Form, normalise
 from jaxslim.errors import InputError
 from jaxslim.storage import checkpoint
 from jaxslim.storage.metadata import check_image_shape
@@ -23,8 +23,8 @@ BATCH = 64
 class Predictor(NamedTuple):
     """A network for images."""
 
-    image_size: int
-    channels: int
+    form: Form
+    """What the images are like that it sees."""
     class_names: tuple[str, ...]
     """Numbers where the checkpoint names no classes."""
     probabilities: Callable[[np.ndarray], np.ndarray]
@@ -60,7 +60,7 @@ def predictor(path: str | Path) -> Predictor:
 
     known = meta.get("class_names")
     names = known if isinstance(known, list) and len(known) == classes else range(classes)
-    return Predictor(height, channels, tuple(map(str, names)), probabilities)
+    return Predictor(Form(height, channels, pixels.crop), tuple(map(str, names)), probabilities)
 
 
 class _Pixels(NamedTuple):
@@ -70,6 +70,8 @@ class _Pixels(NamedTuple):
     std: Sequence[float]
     inside: bool
     """Whether the network does this itself, and takes uint8 images."""
+    crop: bool = False
+    """Whether the middle of pictures is taken."""
 
 
 def _of_checkpoint(path: str | Path, meta: Mapping[str, Any]) -> _Pixels:
@@ -84,7 +86,7 @@ def _of_checkpoint(path: str | Path, meta: Mapping[str, Any]) -> _Pixels:
             f"{path} sees images of {height}x{width}x{channels}, and its config has {config.channels} channels; save "
             "it with a config and an image_shape that agree, such as [32, 32, 3]."
         )
-    return _Pixels(config.mean, config.std, inside=False)
+    return _Pixels(config.mean, config.std, inside=False, crop=config.fit == "crop")
 
 
 def _of_file(path: str | Path, program: Program, meta: Mapping[str, Any]) -> _Pixels:
@@ -104,7 +106,7 @@ def _of_file(path: str | Path, program: Program, meta: Mapping[str, Any]) -> _Pi
             len(mean),
             len(std),
         } <= {1, channels}:
-            return _Pixels(mean, std, inside)
+            return _Pixels(mean, std, inside, crop=meta.get("fit") == "crop")
     raise InputError(
         f"{path} does not tell how square images of {height}x{width}x{channels} are normalised; export it with "
         "normalisation, or export a checkpoint that jaxslim train wrote."
