@@ -20,7 +20,10 @@ from .models import DenseNet as DenseNet
 from .models import ImageNetVGG as ImageNetVGG
 from .models import PreResNet as PreResNet
 from .models import ResNet as ResNet
+from .models import densenet22 as densenet22
 from .models import densenet40 as densenet40
+from .models import densenet40_bc as densenet40_bc
+from .models import mlp as mlp
 from .models import preresnet20 as preresnet20
 from .models import preresnet56 as preresnet56
 from .models import preresnet110 as preresnet110
@@ -40,6 +43,7 @@ from .models import vgg16 as vgg16
 from .models import vgg16_bn as vgg16_bn
 from .models import vgg19 as vgg19
 from .models import vgg19_bn as vgg19_bn
+from .models import vgg_a as vgg_a
 from .slim import criteria as criteria
 from .slim.absorb import absorb as absorb
 from .slim.criteria.scales import bn_scale_mask as bn_scale_mask

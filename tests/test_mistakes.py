@@ -111,7 +111,7 @@ COMMAND_LINES = {
     "more steps than numbers": (f"{NEW} --epochs 2000000000", "2000000000 epochs take 12000000000 steps, more than "),
     "name that is a path": ("train --name runs/a", "name is 'runs/a'; it must be a plain folder name, for example"),
     "empty workdir": ("train --workdir ''", "workdir is empty; give a path, or leave it out."),
-    "unknown model": (f"{NEW} --model resnet19", "There is no model 'resnet19'; the models are densenet, densenet40, "),
+    "unknown model": (f"{NEW} --model resnet19", "There is no model 'resnet19'; the models are densenet, densenet22, "),
     "misspelt argument": (f"{NEW} --model-args width=3,M", "model vgg does not take the model_args {'width': (3, 'M')"),
     "argument by order": (f"{NEW} --model-args 8,M", "'8,M' is not of the form NAME=VALUE"),
     "one width": (

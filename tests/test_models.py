@@ -378,7 +378,7 @@ def test_arguments_reach_the_model():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("vgg7", {}, "There is no model 'vgg7'; the models are densenet, densenet40, .*, vgg19_bn, vgg_imagenet."),
+        ("vgg7", {}, "There is no model 'vgg7'; the models are densenet, densenet22, .*, vgg_a, vgg_imagenet."),
         ("vgg", {}, "model vgg does not take the model_args {}: .*missing 1 required positional argument: 'widths'"),
         ("vgg", {"widths": 64}, "model vgg does not take the model_args {'widths': 64}: 'int' object is not iterable"),
         (

@@ -9,7 +9,9 @@ from jaxslim.commands.arguments import OfCut, code_of, data_of, parse
 from jaxslim.commands.cli import command_line, start_jax
 from jaxslim.errors import InputError
 
-Criterion = Literal["bn_scale", "magnitude", "taylor", "fisher", "activation", "geometric_median", "lamp", "random"]
+Criterion = Literal[
+    "bn_scale", "scale", "magnitude", "taylor", "fisher", "activation", "geometric_median", "lamp", "random"
+]
 EXAMPLES = (
     "jaxslim prune runs/digits-sparse --ratio 0.7 --out runs/digits-pruned",
     "jaxslim prune runs/digits-sparse --threshold 0.01 --out runs/digits-pruned",

@@ -14,6 +14,7 @@ from jaxslim.data import Dataset
 from jaxslim.errors import InputError
 from jaxslim.files import check_out
 from jaxslim.slim import criteria
+from jaxslim.slim.criteria.scales import pulled_scale
 from jaxslim.slim.prune import Pruned, prune
 from jaxslim.slim.recalibrate import recalibrate as recalibrate_statistics
 from jaxslim.slim.recalibrate import recalibrator
@@ -117,6 +118,8 @@ def save_cut(
     batches = statistics_batches(recalibrate, *trained_on) if recalibrate else []
     given = {name: value for name, value in options.items() if value is not None}
     scores = scorer(criterion, module, *(trained_on or (None, None))) if criterion else None  # type: ignore[arg-type]
+    if not criterion and (meta.get("config") or {}).get("l1"):
+        scores = pulled_scale
     pruned = prune(module, variables, ratio, sample(meta["image_shape"]), scores=scores, absorb=absorb, **given)
     small = recalibrate_statistics(pruned.module, pruned.variables, batches) if batches else pruned.variables
     report, macs = pruned.report, pruned.report.macs or (0, 0)

@@ -17,6 +17,7 @@ from jaxslim.experiments.cutting import measurer, sample
 from jaxslim.experiments.hardware import machine
 from jaxslim.reporting.results import LayerRow, Sensitivity, harmless
 from jaxslim.slim.absorb import absorber
+from jaxslim.slim.criteria.scales import pulled_scale
 from jaxslim.slim.kinds import network
 from jaxslim.slim.prune import apply_plan, scored, traced
 from jaxslim.storage.checkpoint import find
@@ -148,7 +149,13 @@ def study(
         return test(pruned.module)(pruned.variables)
 
     rows = []
-    for row in sensitivity(graph, scored(full, graph), accuracy, sorted(ratios), min_channels=min_channels):
+    for row in sensitivity(
+        graph,
+        scored(full, graph, pulled_scale if config.l1 else None),
+        accuracy,
+        sorted(ratios),
+        min_channels=min_channels,
+    ):
         rows.append(row)
         if row.ratio == max(ratios):
             print(f"{row.layer}: accuracy {row.accuracy:.2%} at ratio {row.ratio:g}", file=sys.stderr)

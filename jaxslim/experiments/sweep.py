@@ -17,9 +17,9 @@ from jaxslim.experiments.finetuning import finetuning
 from jaxslim.experiments.hardware import machine
 from jaxslim.reporting.results import Report, SweepRow
 from jaxslim.slim.absorb import absorber
-from jaxslim.slim.criteria.scales import bn_scales, scale_values
+from jaxslim.slim.criteria.scales import pulled_scale, scale_values
 from jaxslim.slim.kinds import network
-from jaxslim.slim.prune import Pruned, apply_plan, traced
+from jaxslim.slim.prune import Pruned, apply_plan, scored, traced
 from jaxslim.storage.checkpoint import Loaded, find, load
 from jaxslim.training.config import RATIOS, TrainConfig
 from jaxslim.training.feed import check_batches, device_mesh
@@ -61,7 +61,8 @@ def sweep(
     inputs = sample(images.test_images.shape[1:])
     full = network(module, variables, [inputs])
     graph = traced(full, [inputs])
-    plans = [plan(graph, bn_scales(variables), ratio, min_channels) for ratio in ratios]  # all, to fail before the work
+    scores = scored(full, graph, pulled_scale if config.l1 else None)
+    plans = [plan(graph, scores, ratio, min_channels) for ratio in ratios]  # all, to fail before the work
     absorbed = absorber(module.apply, variables, graph, inputs) if absorb else None
 
     def cut(plan: Plan, absorb: Any, compare: bool = False) -> Pruned:

@@ -42,6 +42,9 @@ class PreBottleneck(nn.Module):
 class PreResNet(nn.Module):
     """A 3x3 convolution, three stages of `PreBottleneck` at full, half and quarter resolution, BatchNorm, classifier.
 
+    Depth 164 has 1,703,258 parameters for 10 classes: the 1.70 M of the paper. The authors' later repository counts
+    1.71 M for the same network, since the masks of its channel selection are parameters there.
+
     `apply` takes float images (n, height, width, channels) and `train`, which uses and updates batch statistics. It
     returns logits (n, num_classes) in float32, or in `dtype` if that is more precise.
     """

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxslim.errors import InputError, first_line
 from jaxslim.models import densenet, preresnet, resnet, vgg_imagenet
 from jaxslim.models.densenet import DenseNet
+from jaxslim.models.mlp import MLP
 from jaxslim.models.preresnet import PreResNet
 from jaxslim.models.resnet import ResNet
 from jaxslim.models.vgg import VGG, WIDTHS
@@ -23,6 +24,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     **preresnet.VARIANTS,
     "densenet": DenseNet,
     **densenet.VARIANTS,
+    "mlp": MLP,
     "resnet": ResNet,
     **resnet.VARIANTS,
 }

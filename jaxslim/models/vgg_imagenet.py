@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxslim.models.layers import check_count
+from jaxslim.models.layers import batch_norm, check_count
 from jaxslim.models.vgg import WIDTHS, check_widths, convolutions, widths_of
 
 GRID = 7
@@ -20,7 +20,8 @@ class ImageNetVGG(nn.Module):
     """3x3 convolutions with BatchNorm and ReLU, poolings, a map of 7x7, and three dense layers with dropout between.
 
     The convolutions have no bias, which BatchNorm would subtract again. They are initialised as in `VGG`, so BatchNorm
-    scales start at 0.5.
+    scales start at 0.5. `vgg_a` is the network of Liu et al., ICCV 2017, section 4: eleven layers, no dropout, and
+    BatchNorm behind the hidden dense layers too, whose neurons are cut like channels.
 
     `apply` takes float images (n, height, width, channels) and `train`, which uses and updates batch statistics and
     needs a key of the name `dropout`. It returns logits (n, num_classes) in float32, or in `dtype` if that is more
@@ -34,6 +35,8 @@ class ImageNetVGG(nn.Module):
     num_classes: int = 1000
     dropout: float = 0.5
     """Share of each hidden layer that training drops."""
+    dense_norm: bool = False
+    """Whether BatchNorm follows the hidden dense layers, which then have no bias."""
     dtype: Any = jnp.float32
     """Precision of the computation; parameters are float32."""
 
@@ -53,11 +56,13 @@ class ImageNetVGG(nn.Module):
             x = nn.DenseGeneral(
                 width,
                 axis=(1, 2, 3) if layer == 0 else -1,  # no reshape, so only channels can be cut and no pixels
+                use_bias=not (self.dense_norm and layer < len(self.hidden)),
                 dtype=self.dtype,
                 kernel_init=nn.initializers.normal(0.01),
                 name=f"dense{layer}" if layer < len(self.hidden) else "classifier",
             )(x)
             if layer < len(self.hidden):
+                x = batch_norm(train, dtype=self.dtype, name=f"dense_bn{layer}")(x) if self.dense_norm else x
                 x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -88,3 +93,4 @@ def _windows(size: int) -> np.ndarray:
 
 VARIANTS = {f"{name}_bn": functools.partial(ImageNetVGG, widths=(*widths, "M")) for name, widths in WIDTHS.items()}
 vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn = VARIANTS.values()
+VARIANTS["vgg_a"] = vgg_a = functools.partial(ImageNetVGG, (*WIDTHS["vgg11"], "M"), dropout=0.0, dense_norm=True)

@@ -42,8 +42,10 @@ class TrainConfig:
     """Zero pixels that crop pads each side with."""
 
     model: str = "vgg19"
-    """Which network: vgg11 to vgg19, preresnet20 to preresnet164, densenet40 or resnet18_cifar; vgg11_bn to vgg19_bn or
-    resnet18 to resnet152 for large images; or vgg, preresnet, densenet or resnet with `model_args` of your own."""
+    """Which network: vgg11 to vgg19, preresnet20 to preresnet164, densenet40 or resnet18_cifar; vgg_a, vgg11_bn to
+    vgg19_bn or resnet18 to resnet152 for large images; mlp; or vgg, preresnet, densenet or resnet with `model_args` of
+    your own. A network of your own code is my_package.my_module:build: what builds a Linen or NNX module, from
+    `model_args` and, where it takes them, `num_classes`, `dtype` and `rngs`."""
     model_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments of the network, for example widths=16,16,M,32 for a VGG ("M" is a pooling)."""
     init_from: str | None = None

@@ -78,15 +78,15 @@ def train(config: TrainConfig) -> Trained:
         module, variables = build(config, newest or source, images)
         rate, guide = learning_rates(config, batches.steps_per_epoch), teacher(config, images)
 
-        def tools(module: Any, variables: Any) -> tuple[Any, Any, Any, Any]:
-            """Optimizer, step and evaluations of a network; a cut makes new ones."""
+        def tools(module: Any, variables: Any) -> tuple[Any, ...]:
+            """Optimizer, step, evaluations and pulled scales of a network; a cut makes new ones."""
             mask, graph = pulled(config, module, variables, shape)
             tx = optimizer(config, rate, mask, graph, config.epochs * batches.steps_per_epoch)
             test = evaluator(config, module, mesh, images.test_images, images.test_labels)
             choose = evaluator(config, module, mesh, *held_out) if held_out else None
-            return tx, train_step(config, module, tx, mesh, guide), test, choose
+            return tx, train_step(config, module, tx, mesh, guide), test, choose, mask
 
-        tx, step, test, choose = tools(module, variables)
+        tx, step, test, choose, scales = tools(module, variables)
         everywhere, _ = feed.shardings(mesh)
         taught_by = feed.place(guide.variables, everywhere) if guide else None
         nothing = Sums(np.float32(0), np.int32(0), np.int32(0))
@@ -100,7 +100,7 @@ def train(config: TrainConfig) -> Trained:
             rest = state.variables, state.optimizer
             if shrinking and (smaller := shrinking.cut(epoch, module, state.learned, rest)):
                 module, learned, (raw, moments) = smaller
-                _, step, test, choose = tools(module, learned)
+                _, step, test, choose, scales = tools(module, learned)
                 state = state._replace(variables=raw if config.ema else learned, optimizer=moments)
                 state = feed.place(state._replace(average=learned if config.ema else None), everywhere)
                 run.resize(module, state.variables, shrinking.gone)
@@ -108,7 +108,7 @@ def train(config: TrainConfig) -> Trained:
                 state = step(state, batch, key, taught_by)
                 run.check(state, steps=len(batch.rows))
             tested = test(state.learned, functools.partial(run.check, state))
-            row = measure(config, epoch, state, tested, rate, choose)
+            row = measure(config, epoch, state, tested, rate, choose, scales)
             if shrinking:
                 row["to_cut"] = shrinking.to_cut(config.epochs)
             if not all(map(math.isfinite, row.values())):
@@ -171,10 +171,13 @@ def train_step(
 
 
 def measure(
-    config: TrainConfig, epoch: int, state: TrainState, tested: Evaluation, rate: optax.Schedule, choose: Any
+    config: TrainConfig, epoch: int, state: TrainState, tested: Evaluation, rate: optax.Schedule, choose: Any, mask: Any
 ) -> dict[str, Any]:
-    """The row of metrics.jsonl that an epoch leaves; accuracies are shares, losses are means of an image."""
-    sums, scales, steps = jax.device_get(state.sums), scale_values(state.learned), int(state.step)
+    """The row of metrics.jsonl that an epoch leaves; accuracies are shares, losses are means of an image.
+
+    `mask` is true for the scales that L1 pulls on.
+    """
+    sums, scales, steps = jax.device_get(state.sums), scale_values(state.learned, mask), int(state.step)
     seen = steps // epoch * config.batch_size
     return {
         "epoch": epoch,

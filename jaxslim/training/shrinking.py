@@ -12,6 +12,7 @@ from jaxslim.core.graph import ChannelGraph
 from jaxslim.core.layers import scored_layers
 from jaxslim.core.plan import plan
 from jaxslim.errors import InputError
+from jaxslim.slim.criteria.scales import pulled_scale
 from jaxslim.slim.kinds import network
 from jaxslim.slim.progressive import gradual
 from jaxslim.slim.prune import prune, scored, traced
@@ -41,6 +42,7 @@ class Shrinking:
         if config.epochs < 2:
             raise InputError(f"progressive cuts between epochs, and there is {config.epochs}; give at least 2 epochs.")
         self._config, self._image = config, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        self._scores = pulled_scale if config.l1 else None
         if source is not None:
             module, variables = source.module, source.variables
         else:
@@ -56,7 +58,7 @@ class Shrinking:
     def _scored(self, module: Any, variables: Any) -> tuple[ChannelGraph, Any]:
         model = network(module, variables, (self._image,))
         graph = traced(model, (self._image,))
-        return graph, scored(model, graph, None)
+        return graph, scored(model, graph, self._scores)
 
     def to_cut(self, epoch: int) -> int:
         """How many channels are to go yet by the start of an epoch."""
@@ -73,7 +75,7 @@ class Shrinking:
             return None
         there = _channels(*self._scored(module, variables))
         images = jax.random.normal(jax.random.key(0), (16, *self._image.shape[1:]))
-        pruned = prune(module, variables, number / there, images, absorb=True)
+        pruned = prune(module, variables, number / there, images, scores=self._scores, absorb=True)
         self.gone += round(pruned.plan.achieved * there)
         return Smaller(pruned.module, pruned.variables, cut(pruned.graph, rest, pruned.plan))
 

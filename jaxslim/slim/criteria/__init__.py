@@ -9,6 +9,7 @@ from jaxslim.slim.criteria.activations import activation as activation
 from jaxslim.slim.criteria.gradients import fisher as fisher
 from jaxslim.slim.criteria.gradients import taylor as taylor
 from jaxslim.slim.criteria.scales import bn_scale as bn_scale
+from jaxslim.slim.criteria.scales import scale as scale
 from jaxslim.slim.criteria.weights import geometric_median as geometric_median
 from jaxslim.slim.criteria.weights import lamp as lamp
 from jaxslim.slim.criteria.weights import magnitude as magnitude

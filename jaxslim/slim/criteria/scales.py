@@ -1,7 +1,7 @@
 """The scales of BatchNorm layers: the criterion of network slimming, and which parameters these are."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -94,32 +94,36 @@ def bn_scales(variables: Mapping[str, Any]) -> Any:
     return {"params": scores}
 
 
-def scale_values(variables: Mapping[str, Any]) -> np.ndarray:
-    """The |scale| of all BatchNorm layers as one array (channels of all layers,); empty if there are none."""
-    scales = jax.device_get(jax.tree.leaves(_absolute_scales(variables)))
+def scale_values(variables: Mapping[str, Any], mask: Any = None) -> np.ndarray:
+    """The |scale| of all BatchNorm layers as one array (channels of all layers,); empty if there are none.
+
+    `mask` has the structure of `params`, and is true for other vectors to take in place of these, such as gates.
+    """
+    scales = jax.device_get(jax.tree.leaves(_absolute_scales(variables, mask)))
     return np.concatenate([np.zeros(0, np.float32), *map(np.ravel, scales)])
 
 
-def _absolute_scales(variables: Mapping[str, Any]) -> Any:
-    return jax.tree.map(lambda use, p: jnp.abs(p) if use else None, bn_scale_mask(variables), variables["params"])
+def _absolute_scales(variables: Mapping[str, Any], mask: Any = None) -> Any:
+    mask = bn_scale_mask(variables) if mask is None else mask
+    return jax.tree.map(lambda use, p: jnp.abs(p) if use else None, mask, variables["params"])
 
 
 def batch_scales(graph: ChannelGraph, variables: Any) -> Any:
     """|scale| of the BatchNorm layers that the trace finds, each at its path; None if no channel of theirs can go."""
     found: dict[str, Any] = {}
     any_goes = False
-    for path, number, scales in _sizes(graph, variables):
+    for path, number, scales in _sizes(graph, variables, graph.batch_scales):
         place = functools.reduce(lambda node, name: node.setdefault(name, {}), path[:-1], found)
         place[path[-1]] = scales
         any_goes |= any(units.any() for units in graph.units[number])
     return found if any_goes else None
 
 
-def _sizes(graph: ChannelGraph, variables: Any) -> Iterator[tuple[Path, int, np.ndarray]]:
-    """Path, number and |scale| of each BatchNorm layer that the trace finds."""
+def _sizes(graph: ChannelGraph, variables: Any, wanted: Collection[int]) -> Iterator[tuple[Path, int, np.ndarray]]:
+    """Path, number and |scale| of each vector of scales whose number in the graph is `wanted`."""
     for path, leaf in leaf_paths(variables):
         number = graph.find(path)
-        if number is not None and number in graph.batch_scales:
+        if number is not None and number in wanted:
             yield path, number, np.abs(np.asarray(leaf, np.float64))
 
 
@@ -140,15 +144,54 @@ def bn_scale(graph: ChannelGraph, variables: Any, reduce: Reduce = "max") -> np.
     Raises:
       InputError: the network has no BatchNorm scale whose channels can be cut.
     """
+    scores = _of_units(graph, variables, graph.batch_scales, reduce)
+    if scores is None:
+        advice = "trace evaluation first, or take another criterion, such as magnitude"
+        raise InputError(f"The network has no BatchNorm scale whose channels can be cut; {advice}.")
+    return scores
+
+
+def scale(graph: ChannelGraph, variables: Any, reduce: Reduce = "max") -> np.ndarray:
+    """|scale| of all vectors that multiply a unit's channels: gates, layer scales, and the scales of any norm.
+
+    For networks without BatchNorm whose scales were pulled on, as the gates of a fully connected network (Liu et al.,
+    ICCV 2017, section 5.2).
+
+    Args:
+      graph: of the network.
+      variables: the traced variables, or those among them that hold the scales.
+      reduce: what is made of several scales of a unit.
+
+    Returns:
+      (num_units + 1,) scores; -inf for units that no such vector multiplies, which a plan leaves alone.
+
+    Raises:
+      InputError: no such vector multiplies channels that can be cut.
+    """
+    scores = _of_units(graph, variables, graph.scales, reduce)
+    if scores is None:
+        raise InputError(
+            "The network has no vector that multiplies channels; take another criterion, such as magnitude."
+        )
+    return scores
+
+
+def pulled_scale(graph: ChannelGraph, variables: Any) -> Any:
+    """What a network is cut by that was trained with L1: `batch_scales`, or without BatchNorm `scale`."""
+    found = batch_scales(graph, variables)
+    return scale(graph, variables) if found is None else found
+
+
+def _of_units(graph: ChannelGraph, variables: Any, wanted: Collection[int], reduce: Reduce) -> np.ndarray | None:
+    """Scores of all units by the vectors `wanted`; None if these multiply no channel that can be cut."""
     found = []
-    for _, number, scales in _sizes(graph, variables):
+    for _, number, scales in _sizes(graph, variables, wanted):
         axis = channel_axis(graph.shapes[number]) or 0
         rows = np.moveaxis(scales, axis, 0)  # a scan stacks those of its rounds
         found.append((graph.units[number][axis], rows.reshape(len(rows), -1).max(1)))
     scored = np.unique(np.concatenate([np.zeros(0, np.int64), *(units for units, _ in found)]))
     if not scored.any():
-        advice = "trace evaluation first, or take another criterion, such as magnitude"
-        raise InputError(f"The network has no BatchNorm scale whose channels can be cut; {advice}.")
+        return None
     scores = np.full(graph.num_units + 1, -np.inf)
     scores[scored] = reduced(graph, iter(found), reduce, along=False)[scored]
     scores[0] = 0
