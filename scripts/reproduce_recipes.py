@@ -3,6 +3,7 @@
 A table says what a data set asks for and another what a kind of network asks for. A recipe is made of both.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,13 +98,14 @@ def recipe(network: str, dataset: str) -> Recipe:
     like = known if known in DATA else home(module, kind)
     fields = {**kind.recipe, **(AUTHORS_CIFAR if kind.recipe is AUTHORS and "cifar" in like else {}), **DATA[like]}
     config = TrainConfig(dataset=dataset, **model_of(network), **fields)
+    variables = shapes(network, config)
     published = PUBLISHED.get(known, {}).get(name, {})
     cuts = [cut for other in published.values() for cut in other.get("ratios", {}).values()]
     as_long = any("whole" in cut for cut in cuts) and not any("long" in cut for cut in cuts)
     plan = Plan(
         ratios=OTHER_RATIOS.get((name, known), kind.ratios),
         long=1 if as_long else 4,
-        norm="batch_stats" in check_fit(config),
+        norm="batch_stats" in variables,
         passes=isinstance(module, models.VGG),
     )
     return Recipe(network, config, plan, published)
@@ -124,7 +126,7 @@ def home(module: Any, kind: Kind) -> str:
 
 
 def model_of(network: str, width: float = 1.0, small: bool = False) -> dict[str, Any]:
-    """The fields of a configuration that name a network with a share of its widths, or a small one of its kind.
+    """The fields of a configuration that give a network with a share of its widths, or a small one of its kind.
 
     Raises:
       InputError: there is no such network, or it has no widths.
@@ -132,13 +134,16 @@ def model_of(network: str, width: float = 1.0, small: bool = False) -> dict[str,
     if not 0 < width <= 1:
         raise InputError(f"width is {width}; it must lie in (0, 1], for example 0.25.")
     module = models.build(network, {}, num_classes=10, dtype=jnp.float32)
-    kind = KINDS.get(type(module).__name__)
-    arguments = dict(kind.small) if small and kind else {}
-    full = {name: getattr(module, name) for name in WIDTH_FIELDS if hasattr(module, name)} | arguments
-    if width < 1 and not full.keys() & {*WIDTH_FIELDS}:
-        raise InputError(f"{network} has no widths that a share could be taken of; leave --width out.")
-    arguments |= {name: narrowed(full[name], width) for name in WIDTH_FIELDS if name in full}
-    return {"model": "vgg" if isinstance(module, models.VGG) else network, "model_args": arguments}
+    base = next((name for name, build in models.MODELS.items() if build is type(module)), None)
+    if base is None:  # of the user's own code
+        if width < 1:
+            raise InputError(f"{network} has no widths that a share could be taken of; leave --width out.")
+        return {"model": network}
+    fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
+    own = {name: value for name, value in fields.items() if name not in ("num_classes", "dtype", "parent", "name")}
+    own |= KINDS[type(module).__name__].small if small else {}
+    own |= {name: narrowed(own[name], width) for name in WIDTH_FIELDS if name in own}
+    return {"model": base, "model_args": own}
 
 
 def narrowed(widths: Any, width: float) -> Any:
@@ -148,7 +153,7 @@ def narrowed(widths: Any, width: float) -> Any:
     return [one if isinstance(one, str) else max(1, round(one * width)) for one in widths]
 
 
-def check_fit(config: TrainConfig) -> Any:
+def shapes(network: str, config: TrainConfig) -> Any:
     """The shapes of a network's variables; InputError if it cannot see images of the size that the recipe gives."""
     module = models.build(config.model, dict(config.model_args), num_classes=10, dtype=jnp.float32)
     image = jnp.zeros((1, config.image_size, config.image_size, config.channels))
@@ -156,5 +161,5 @@ def check_fit(config: TrainConfig) -> Any:
         return jax.eval_shape(module.init, jax.random.key(0), image)
     except InputError as error:
         reason = str(error).partition(";")[0]
-        problem = f"{config.model} does not fit the images of {config.dataset}: {reason}"
+        problem = f"{network} does not fit the images of {config.dataset}: {reason}"
         raise InputError(f"{problem}; choose another --network or --dataset.") from None
