@@ -136,7 +136,7 @@ def model_of(network: str, width: float = 1.0, small: bool = False) -> dict[str,
     module = models.build(network, {}, num_classes=10, dtype=jnp.float32)
     base = next((name for name, build in models.MODELS.items() if build is type(module)), None)
     if base is None:  # of the user's own code
-        if width < 1:
+        if width < 1 and not small:
             raise InputError(f"{network} has no widths that a share could be taken of; leave --width out.")
         return {"model": network}
     fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
