@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import reproduce_recipes
 import reproduce_report
 import reproduce_stages
+from reproduce_recipes import Recipe
 
 from jaxslim.commands.arguments import parse
 from jaxslim.commands.cli import run, start_jax
@@ -18,44 +20,49 @@ from jaxslim.data.archives import write_part
 from jaxslim.errors import InputError
 from jaxslim.experiments import stages
 from jaxslim.files import check_out, check_path, locked, write_whole
-from jaxslim.models import WIDTHS
 from jaxslim.reporting import report
 from jaxslim.storage.integrity import digest
 from jaxslim.training.config import TrainConfig
 from jaxslim.training.network import load
 
 QUICK_IMAGES = 3000
-QUICK_NETWORK = "vgg11"
 QUICK: dict[str, Any] = {"width": 0.125, "epochs": 2, "l1": 1e-3}
 EXAMPLES = (
-    "python scripts/reproduce.py --quick --out runs/rehearsal",
+    "python scripts/reproduce.py --network resnet164 --dataset cifar100",
+    "python scripts/reproduce.py --network densenet40 --quick",
     "python scripts/reproduce.py --techniques --width 0.25 --epochs 12 --l1 1e-3",
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train, sparsify, cut and fine-tune VGG-19 on CIFAR-10 as the paper does, and report it beside published figures.
-    The same command continues where it was stopped, and writes the report again."""
+    """Train, sparsify, cut and fine-tune a network as the paper does, and report it beside published figures. The same
+    command continues where it was stopped, and writes the report again."""
 
-    out: str = "runs/reproduce"
-    """Folder of the runs, the results and the report."""
+    network: str = dataclasses.field(default="vgg19", metadata={"metavar": "NAME"})
+    """One of the paper's, vgg19, resnet164, densenet40, vgg_a or mlp, or any other that `jaxslim train --model` takes,
+    for which there are no published figures. Recipe and ratios follow from network and data set."""
+    out: str | None = None
+    """Folder of the runs, the results and the report; by default runs/reproduce/NETWORK-DATASET."""
     dataset: str = "cifar10"
-    """A TFDS name, or the path of the CIFAR binary archive (which needs no TensorFlow) or of other images."""
+    """cifar10, cifar100, svhn_cropped, mnist, digits or another TFDS name; or the path of a folder of ImageNet, of a
+    CIFAR binary archive (which needs no TensorFlow) or of other images."""
     data_dir: str | None = None
     """Where TFDS keeps its data sets; the default is the variable TFDS_DATA_DIR, then ~/tensorflow_datasets."""
     seeds: int = 1
     """Number of seeds, from 0 on. The report gives means and deviations over them."""
     quick: bool = False
-    """Rehearse every stage with a small VGG-11, 3,000 images and 2 epochs. The accuracies mean nothing."""
+    """Rehearse every stage with a small network of the same kind, 3,000 images and 2 epochs. The accuracies mean
+    nothing."""
     techniques: bool = False
     """Also measure absorption, recalibration, proximal L1 and other schedules, alone and together."""
     width: float = 1.0
     """Share of the network's widths."""
-    epochs: int = 160
-    """Epochs of the baseline and of sparse training. Fine-tuning takes a 16th and a quarter."""
-    l1: float = 1e-4
-    """Strength of the L1 pull. Fewer epochs need a stronger pull."""
+    epochs: int | None = None
+    """Epochs of the baseline and of sparse training, by default the recipe's. Fine-tuning takes a 16th of them and a
+    quarter, or a 16th and all where published figures do."""
+    l1: float | None = None
+    """Strength of the L1 pull, by default the recipe's. Fewer epochs need a stronger pull."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation."""
 
@@ -66,11 +73,15 @@ def main(argv: list[str]) -> None:
     options = parse(Options, argv, prog="python scripts/reproduce.py", examples=EXAMPLES, default=default)
     if not 1 <= options.seeds <= 1000:
         raise InputError(f"seeds is {options.seeds}; it must lie between 1 and 1000.")
-    check_path(options.out)
-    out = Path(options.out).absolute()
+    ending = "-quick" if options.quick else ""
+    data = Path(options.dataset).name.partition(".")[0]
+    name = f"runs/reproduce/{options.network}-{data}{ending}" if options.out is None else options.out
+    check_path(name)
+    out = Path(name).absolute()
     check_out(out)
     start_jax()
-    base = _base(options)
+    recipe = reproduce_recipes.recipe(options.network, options.dataset)
+    base = _base(options, recipe)
     images = load(base)  # fails at once where there is none
     described = images.name
     if options.quick:
@@ -80,7 +91,9 @@ def main(argv: list[str]) -> None:
     content = digest({name: value for name, value in images._asdict().items() if isinstance(value, np.ndarray)})
     planned = {}
     for seed in range(options.seeds):
-        setting = reproduce_stages.Setting(dataclasses.replace(base, seed=seed), content, out / f"seed-{seed}")
+        setting = reproduce_stages.Setting(
+            dataclasses.replace(base, seed=seed), content, out / f"seed-{seed}", recipe.plan
+        )
         planned[setting.home] = reproduce_stages.stages_of_seed(setting, options.techniques or options.quick)
         stages.check(setting.home, planned[setting.home])
     with locked(out, "--out"):
@@ -88,7 +101,7 @@ def main(argv: list[str]) -> None:
             write_part(images, Path(base.dataset), QUICK_IMAGES, QUICK_IMAGES // 3)
         outcomes = {folder: _run(folder, of_seed) for folder, of_seed in planned.items()}
         command = shlex.join(["python", "scripts/reproduce.py", *argv])
-        result = reproduce_report.compose(base, described, outcomes, command)
+        result = reproduce_report.compose(recipe, base, described, outcomes, command)
         report.show(result)
         report.write(result, out / "report")
         numbers = [{name: one.result for name, one in of_seed.items()} for of_seed in outcomes.values()]
@@ -105,15 +118,16 @@ def _run(folder: Path, of_seed: Sequence[stages.Stage]) -> dict[str, stages.Outc
     )
 
 
-def _base(options: Options) -> TrainConfig:
+def _base(options: Options, recipe: Recipe) -> TrainConfig:
     """What all trainings share."""
-    if not 0 < options.width <= 1:
-        raise InputError(f"width is {options.width}; it must lie in (0, 1], for example 0.25.")
-    full = WIDTHS[QUICK_NETWORK if options.quick else "vgg19"]
-    widths = [width if isinstance(width, str) else max(1, round(width * options.width)) for width in full]
-    save_every = max(1, options.epochs // 16)  # on a fast GPU, saving takes longer than an epoch
-    shared = {name: getattr(options, name) for name in ("epochs", "l1", "dtype", "dataset", "data_dir")}
-    return TrainConfig(model="vgg", model_args={"widths": widths}, save_every=save_every, **shared)
+    given = {name: getattr(options, name) for name in ("epochs", "l1") if getattr(options, name) is not None}
+    network = reproduce_recipes.model_of(recipe.network, options.width, options.quick)
+    epochs = given.get("epochs", recipe.config.epochs)
+    save_every = max(1, epochs // 16)  # on a fast GPU, saving takes longer than an epoch
+    shared: dict[str, Any] = {"dtype": options.dtype, "data_dir": options.data_dir, "save_every": save_every}
+    if options.quick:
+        shared["image_size"] = min(recipe.config.image_size, reproduce_recipes.SMALL_IMAGE)
+    return dataclasses.replace(recipe.config, **network, **shared, **given)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from jaxslim.training.config import RATIOS, TrainConfig
 from jaxslim.training.network import load
 from jaxslim.training.run import MAY_DIFFER, check_folder
 
-RATIO = 0.7  # share of the channels that a single cut removes
 PULLS: dict[str, dict[str, Any]] = {
     "": {},
     "-proximal": {"l1_method": "proximal"},
@@ -52,34 +51,61 @@ TECHNIQUES: dict[tuple[str, str], tuple[str, ...]] = {
 """Which of them are measured, by pull and cut."""
 
 
+class Plan(NamedTuple):
+    """Where a network is cut, and what is done with it then."""
+
+    ratios: tuple[float, ...] = (0.7,)  # shares of the channels that single cuts remove, in ascending order
+    long: int = 4  # which part of training the long fine-tuning is: 4 is a quarter, 1 is all
+    norm: bool = True  # whether there is BatchNorm, whose statistics a cut can estimate again
+    passes: bool = True  # whether the network is cut in several passes too
+
+    def end(self, ratio: float) -> str:
+        """How the names of the stages of a ratio end."""
+        return f"-{ratio:g}" if len(self.ratios) > 1 else ""
+
+    def cuts(self) -> dict[str, dict[str, Any]]:
+        """The ways to cut that this network allows."""
+        return {name: way for name, way in CUTS.items() if self.norm or not way["recalibrate"]}
+
+
 class Setting(NamedTuple):
     """What all stages of one seed share."""
 
     base: TrainConfig
     images: str  # digest of the data set
     home: Path  # folder of the runs and checkpoints, which have the names of their stages
+    plan: Plan = Plan()
 
 
-def epochs(base: TrainConfig, tuning: str) -> int:
-    """Epochs of fine-tuning: a 16th of the baseline's if it is short, a quarter if it is long."""
-    return max(1, base.epochs // (16 if tuning.startswith("tuned-short") else 4))
+def epochs(base: TrainConfig, tuning: str, long: int = 4) -> int:
+    """Epochs of fine-tuning: a 16th of the baseline's if it is short, and a part that `long` tells if it is long."""
+    return max(1, base.epochs // 16) if tuning.startswith("tuned-short") else max(2, base.epochs // long)
 
 
 def stages_of_seed(at: Setting, techniques: bool) -> list[Stage]:
-    """All stages of one seed, in order; with `techniques`, also those that neither paper nor reference has."""
-    train, cut = functools.partial(training, at), functools.partial(_cut, at)
+    """All stages of one seed, in order; with `techniques`, also those that neither paper nor reference has.
+
+    Techniques are measured at the largest ratio.
+    """
+    plan, train, cut = at.plan, functools.partial(training, at), functools.partial(_cut, at)
     planned, source = [train("baseline", l1=0.0)], "sparse"
-    for (pull, way), tunings in TECHNIQUES.items() if techniques else [(("", ""), ("tuned-short", "tuned-long"))]:
+    as_published = {("", ""): ("tuned-short", "tuned-long")}
+    for (pull, way), tunings in (TECHNIQUES if techniques else as_published).items():
+        if way not in plan.cuts():
+            continue
         if not way:
             planned.append(train(f"sparse{pull}", **PULLS[pull]))
         planned.append(_sweep(at, f"sweep{pull}{way}", f"sparse{pull}", way))
-        planned.append(cut(f"cut{pull}{way}", f"sparse{pull}", way))
-        for name in tunings:
-            changes = {"l1": 0.0, "epochs": epochs(at.base, name), "schedule": TUNINGS[name]}
-            planned.append(train(f"{name}{pull}{way}", f"cut{pull}{way}", **changes))
-    for name in ("pass-1", "pass-2", "pass-3", "pass-4"):  # the paper's multi-pass scheme: cut, train on, cut again
-        planned.append(cut(f"{name}-cut", source, ratio=None))
-        planned.append(train(name, f"{name}-cut", epochs=epochs(at.base, "tuned-long")))
+        for ratio in plan.ratios if (pull, way) == ("", "") else plan.ratios[-1:]:
+            end = f"{pull}{way}{plan.end(ratio)}"
+            planned.append(cut(f"cut{end}", f"sparse{pull}", ratio, way))
+            for name in tunings if ratio == plan.ratios[-1] else as_published["", ""]:
+                changes = {"l1": 0.0, "epochs": epochs(at.base, name, plan.long), "schedule": TUNINGS[name]}
+                planned.append(train(f"{name}{end}", f"cut{end}", **changes))
+    passes = ("pass-1", "pass-2", "pass-3", "pass-4")  # the paper's multi-pass scheme: cut, train on, cut again
+    for name in passes if plan.passes else ():
+        planned.append(cut(f"{name}-cut", source))
+        planned.append(train(name, f"{name}-cut", epochs=epochs(at.base, name)))
         source = name
     return planned
 
@@ -102,7 +128,7 @@ def training(at: Setting, name: str, source: str | None = None, **changes: Any) 
     return Stage(name, spec, work, (source,) if source else (), lambda: check_folder(folder, config))
 
 
-def _cut(at: Setting, name: str, source: str, way: str = "", ratio: float | None = RATIO) -> Stage:
+def _cut(at: Setting, name: str, source: str, ratio: float | None = None, way: str = "") -> Stage:
     """Cut at a ratio. Without a ratio, cut all scales up to their median, but at most half of each layer."""
 
     def work() -> dict[str, Any]:
@@ -119,8 +145,10 @@ def _cut(at: Setting, name: str, source: str, way: str = "", ratio: float | None
 
 
 def _sweep(at: Setting, name: str, source: str, way: str) -> Stage:
+    ratios = sorted({*RATIOS, *at.plan.ratios})
+
     def work() -> dict[str, Any]:
-        cuts = sweep(checkpoint.load(at.home / source), at.base, load(at.base), RATIOS, **CUTS[way])
+        cuts = sweep(checkpoint.load(at.home / source), at.base, load(at.base), ratios, **CUTS[way])
         return {"rows": [dataclasses.asdict(cut.row) for cut in cuts]}
 
-    return Stage(name, {"source": source, "ratios": RATIOS, "images": at.images, **CUTS[way]}, work, (source,))
+    return Stage(name, {"source": source, "ratios": ratios, "images": at.images, **CUTS[way]}, work, (source,))

@@ -1,5 +1,6 @@
 """The script that reproduces the tables, with a tiny network, few images, and a few stages of each kind."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -7,19 +8,21 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxslim import data, models
 from jaxslim.data import Dataset
 from jaxslim.errors import DivergedError, InputError
+from jaxslim.experiments import configs
 from jaxslim.experiments.stages import Outcome
 from jaxslim.storage import checkpoint
 from jaxslim.training import loop
-from jaxslim.training.config import TrainConfig
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 reproduce, stages, of = map(importlib.import_module, ("reproduce", "reproduce_stages", "reproduce_report"))
+recipes = importlib.import_module("reproduce_recipes")
 
 DONE = (
     "baseline",
@@ -50,12 +53,11 @@ def _small():
         patch.setattr(
             stages, "stages_of_seed", lambda *args: [stage for stage in every_stage(*args) if stage.name in DONE]
         )
-        for module in (stages, of):
-            patch.setattr(module, "RATIOS", RATIOS)
+        patch.setattr(stages, "RATIOS", RATIOS)
         patch.setattr(reproduce, "QUICK", {"width": 0.5, "epochs": 2, "l1": 1e-2})
-        patch.setattr(reproduce, "QUICK_NETWORK", "tiny")
         patch.setattr(reproduce, "QUICK_IMAGES", 300)
-        patch.setitem(models.WIDTHS, "tiny", (8, "M", 16, "M"))
+        for name, small in (("VGG", {"widths": (8, "M", 16, "M")}), ("PreResNet", {"depth": 11, "widths": (2, 2, 4)})):
+            patch.setitem(recipes.KINDS, name, recipes.KINDS[name]._replace(small=small))
         yield
 
 
@@ -121,12 +123,16 @@ def test_the_report_shows_them_beside_what_is_published(finished):
     (found,) = results(finished)
     text = (finished / "report" / "report.md").read_text()
     of_what = "300 images of cifar10, a rehearsal: the accuracies mean nothing"
-    assert text.startswith(f"# Network slimming of VGG on {of_what}")
+    assert text.startswith(f"# Network slimming of vgg19 on {of_what}")
     for name in ("baseline", "sparse", "cut", "tuned-short", "pass-2"):
         assert f"{100 * found[name]['accuracy']:.2f}" in text
     row = re.search(r"\| Baseline \|(.*)\|", text.partition("Beside what is published")[2])[1].split("|")
     assert [float(cell) for cell in row[1:]] == [93.26, 93.62, 93.77, 93.66]
-    for note in ("VGG [4, 'M', 8, 'M']; 2 epochs, L1 0.01", "no comparison", "python scripts/reproduce.py --quick"):
+    for note in (
+        "vgg19 [4, 'M', 8, 'M']; 2 epochs, batch 100, L1 0.01",
+        "no comparison",
+        "python scripts/reproduce.py --quick",
+    ):
         assert note in text
 
 
@@ -203,17 +209,23 @@ def test_several_seeds_give_means_and_deviations(out):
     assert f"| 0 | {shown} |" in text
 
 
-def test_each_cell_of_the_tables_is_of_its_own_stage(tmp_path):
-    """With an accuracy of its own for every stage."""
-    base = TrainConfig(model="vgg", model_args={"widths": models.WIDTHS["vgg19"]}, l1=1e-4)
-    names = [stage.name for stage in every_stage(stages.Setting(base, "", tmp_path), True)]
-    assert len(set(names)) == len(names) == 48
+def told_apart(names):
+    """Outcomes with an accuracy and a size of their own: the number of the stage, as per cent and millions."""
     outcomes = {}
     for number, name in enumerate(names, start=1):
         size = {"params": 1_000_000 * number, "macs": 10_000_000 * number}
         rows = [{"ratio": ratio, "accuracy": number / 100 + ratio / 100, "kept": {}, **size} for ratio in RATIOS]
         outcomes[name] = Outcome({"rows": rows} if name.startswith("sweep") else {"accuracy": number / 100, **size})
-    report = of.compose(base, "cifar10", {tmp_path: outcomes}, "")
+    return outcomes
+
+
+def test_each_cell_of_the_tables_is_of_its_own_stage(tmp_path):
+    """With an accuracy of its own for every stage."""
+    recipe = recipes.recipe("vgg19", "cifar10")
+    base = recipe.config
+    names = [stage.name for stage in every_stage(stages.Setting(base, "", tmp_path, recipe.plan), True)]
+    assert len(set(names)) == len(names) == 48
+    report = of.compose(recipe, base, "cifar10", {tmp_path: told_apart(names)}, "")
     assert "published figures" not in report.notes
     tables = {table.title.partition(":")[0]: table for table in report.more_tables}
 
@@ -249,6 +261,174 @@ def test_each_cell_of_the_tables_is_of_its_own_stage(tmp_path):
     assert sweeps.rows[1][9:] == [f"{names.index('sweep') + 1:.2f}", "93.95", "9.30", "93.75", "9.12"]
 
 
+def test_two_ratios_have_cells_of_their_own_beside_the_figures_of_their_network(tmp_path):
+    """ResNet-164 on CIFAR-100, of which 0.4 is published."""
+    recipe = recipes.recipe("resnet164", "cifar100")
+    planned = every_stage(stages.Setting(recipe.config, "", tmp_path, recipe.plan), True)
+    names = [stage.name for stage in planned]
+    assert len(set(names)) == len(names) == 40 + 3
+    report = of.compose(recipe, recipe.config, "cifar100", {tmp_path: told_apart(names)}, "")
+    table = report.more_tables[0]
+    assert table.header == ["", "jaxslim", "authors (Rethinking)"]
+
+    def mine(stage):
+        return f"{names.index(stage) + 1:.2f}"
+
+    assert table.rows[:7] == [
+        ["Baseline", mine("baseline"), "76.79"],
+        ["Trained with sparsity", mine("sparse"), "76.87"],
+        ["Cut at 0.4", mine("cut-0.4"), "48.00"],
+        ["Fine-tuned at 0.4, 10 epochs", mine("tuned-short-0.4"), ""],
+        ["Fine-tuned at 0.4, 160 epochs", mine("tuned-long-0.4"), "77.36"],
+        ["Parameters left at 0.4 (M)", mine("cut-0.4"), "1.49"],
+        ["MACs left at 0.4 (G)", f"{(names.index('cut-0.4') + 1) / 100:.2f}", ""],
+    ]
+    assert [row[1:] for row in table.rows[7:10]] == [
+        [mine(f"{name}-0.6"), ""] for name in ("cut", "tuned-short", "tuned-long")
+    ]
+    assert [row.name for row in report.pipeline[2:]] == [row[0] for row in (*table.rows[2:5], *table.rows[7:10])]
+    techniques = report.more_tables[-1]
+    assert techniques.title.startswith("Techniques at 0.6")
+    assert techniques.rows[3][:2] == ["both", mine("cut-both-0.6")]
+    assert "published figures" not in report.notes
+
+
+@pytest.mark.parametrize(
+    "changes", [{"epochs": 12}, {"l1": 1e-3}, {"model_args": {"depth": 164, "widths": (4, 8, 16)}}, {"dataset": "part"}]
+)
+def test_less_than_the_recipe_is_no_comparison(changes, tmp_path):
+    recipe = recipes.recipe("resnet164", "cifar10")
+    base = dataclasses.replace(recipe.config, **changes)
+    report = of.compose(recipe, base, "cifar10", {tmp_path: {}}, "")
+    said = "of resnet164 on cifar10 with all widths, 160 epochs and L1 1e-05: no comparison"
+    assert report.notes["published figures"] == said
+
+
+def test_without_published_figures_there_are_no_columns_for_them(tmp_path):
+    recipe = recipes.recipe("densenet22", "cifar10")
+    names = [stage.name for stage in every_stage(stages.Setting(recipe.config, "", tmp_path, recipe.plan), False)]
+    report = of.compose(recipe, recipe.config, "cifar10", {tmp_path: told_apart(names)}, "")
+    assert report.more_tables == ()
+    assert [row.name for row in report.pipeline][-1] == "Fine-tuned at 0.6, 40 epochs"
+    assert not {"published figures", "authors and paper", "reference at 0.7"} & report.notes.keys()
+
+
+@pytest.mark.parametrize(
+    ("network", "dataset", "ratios", "long", "who"),
+    [
+        ("vgg19", "cifar10", (0.7,), 4, ["PyTorch reference", "foolwood", "authors (Rethinking)", "paper"]),
+        ("vgg19", "cifar100", (0.5,), 1, ["authors (Rethinking)"]),
+        ("vgg19", "svhn_cropped", (0.7,), 4, []),
+        ("resnet164", "cifar10", (0.4, 0.6), 1, ["authors (Rethinking)", "paper"]),
+        ("preresnet164", "/data/cifar-100-binary.tar.gz", (0.4, 0.6), 1, ["authors (Rethinking)"]),
+        ("densenet40", "cifar-10-batches-bin", (0.4, 0.6, 0.7), 1, ["authors (Rethinking)", "paper"]),
+        ("densenet40", "cifar100", (0.4, 0.6), 1, ["authors (Rethinking)"]),
+        ("vgg_a", "/data/imagenet", (0.5,), 4, []),
+        ("mlp", "mnist", (0.8,), 4, []),
+        ("preresnet20", "cifar10", (0.4, 0.6), 4, []),
+    ],
+)
+def test_each_network_is_cut_at_its_ratios(network, dataset, ratios, long, who, tmp_path):
+    recipe = recipes.recipe(network, dataset)
+    assert list(recipe.published) == who
+    planned = every_stage(stages.Setting(recipe.config, "", tmp_path, recipe.plan), False)
+    specs = {stage.name: stage.spec for stage in planned}
+    cuts = {name: spec["ratio"] for name, spec in specs.items() if name.startswith("cut")}
+    assert tuple(cuts.values()) == ratios
+    epochs = recipe.config.epochs
+    for name, ratio in cuts.items():
+        end = "" if len(ratios) == 1 else f"-{ratio:g}"
+        assert name == f"cut{end}"
+        assert specs[name]["source"] == "sparse"
+        for tuning, expected in ((f"tuned-short{end}", max(1, epochs // 16)), (f"tuned-long{end}", epochs // long)):
+            assert specs[tuning]["init_from"] == name
+            assert (specs[tuning]["epochs"], specs[tuning]["l1"]) == (expected, 0)
+    assert (specs["baseline"]["l1"], specs["sparse"]["l1"]) == (0, recipe.config.l1)
+    assert set(ratios) <= set(specs["sweep"]["ratios"])
+    assert ("pass-4" in specs) == (network == "vgg19")
+
+
+@pytest.mark.parametrize(
+    ("network", "dataset", "expected"),
+    [
+        ("resnet164", "cifar10", {"epochs": 160, "batch_size": 64, "l1": 1e-5, "mean": (0.4914, 0.4822, 0.4465)}),
+        ("densenet40", "svhn_cropped", {"epochs": 20, "batch_size": 64, "l1": 1e-5, "augment": ("crop",)}),
+        (
+            "vgg_a",
+            "photos",
+            {"epochs": 60, "batch_size": 256, "l1": 1e-5, "image_size": 224, "lr_drops": (1 / 3, 2 / 3)},
+        ),
+        ("mlp", "mnist", {"epochs": 30, "batch_size": 256, "l1": 1e-3, "image_size": 28, "channels": 1, "augment": ()}),
+        ("vgg19", "photos", {"epochs": 160, "batch_size": 100, "l1": 1e-4, "mean": (0.5, 0.5, 0.5)}),
+        ("resnet50", "photos", {"epochs": 60, "image_size": 224}),
+        ("preresnet20", "digits", {"epochs": 20, "l1": 1e-2, "image_size": 16, "channels": 1}),
+    ],
+)
+def test_recipes(network, dataset, expected):
+    config = recipes.recipe(network, dataset).config
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert (config.learning_rate, config.lr_drop_factor, config.weight_decay) == (0.1, 0.1, 1e-4)
+
+
+def packaged_recipes():
+    """Packaged configurations of sparse training, with their network and data set."""
+    found = {"cifar10-sparse": ("vgg19", "cifar10"), "cifar100-sparse": ("vgg19", "cifar100")}
+    for name in configs.packaged():
+        data, _, network = name.partition("-")
+        if network.replace("-", "_") in models.MODELS:
+            found[name] = (network.replace("-", "_"), {"svhn": "svhn_cropped"}.get(data, data))
+    return found.items()
+
+
+@pytest.mark.parametrize(("name", "of_what"), packaged_recipes())
+def test_recipes_are_those_of_the_packaged_configurations(name, of_what):
+    packaged, mine = configs.load_config(name), recipes.recipe(*of_what).config
+    decided = {name for fields in (*recipes.DATA.values(), recipes.AUTHORS, recipes.AUTHORS_CIFAR) for name in fields}
+    decided |= {"learning_rate", "lr_drop_factor", "weight_decay", "momentum", "schedule", "optimizer"}
+    decided -= set() if packaged.l1 else {"l1"}
+    assert len(decided) > 14
+    assert {name: getattr(packaged, name) for name in decided} == {name: getattr(mine, name) for name in decided}
+
+
+@pytest.mark.parametrize("network", ["vgg19", "resnet164", "densenet40", "resnet18_cifar", "vgg_a", "mlp"])
+def test_rehearsals_and_shares_of_the_widths_are_of_the_same_kind(network):
+    full, half, small = (recipes.model_of(network, *how) for how in ((1.0,), (0.5,), (0.125, True)))
+    assert full["model"] == half["model"] == small["model"]
+
+    def params(fields):
+        module = models.build(fields["model"], fields["model_args"], num_classes=10, dtype=np.float32)
+        shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"]
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+    assert params(full) > 1.9 * params(half) > 5 * params(small)
+
+
+def test_a_network_of_own_code_has_no_widths_to_take_a_share_of():
+    assert recipes.recipe("own_networks:Linen", "cifar10").config.model == "own_networks:Linen"
+    with pytest.raises(InputError, match=r"own_networks:Linen has no widths .*; leave --width out"):
+        recipes.model_of("own_networks:Linen", 0.5)
+
+
+def test_a_network_with_gates_goes_the_same_way(tmp_path, monkeypatch):
+    """And no way of cutting that estimates statistics of BatchNorm is asked of it."""
+    few = ("baseline", "sparse", "sweep", "cut", "tuned-short", "cut-absorbed", "cut-recalibrated", "cut-both")
+    monkeypatch.setattr(
+        stages, "stages_of_seed", lambda *args: [stage for stage in every_stage(*args) if stage.name in few]
+    )
+    reproduce.main(
+        ["--quick", "--network", "mlp", "--dataset", "digits", "--epochs", "4", "--out", str(tmp_path / "out")]
+    )
+    (found,) = results(tmp_path / "out")
+    assert tuple(found) == few[:6]
+    assert [row["ratio"] for row in found["sweep"]["rows"]] == [*RATIOS, 0.8]
+    gates = checkpoint.load(tmp_path / "out" / "seed-0" / "cut").variables["params"]
+    assert sum(gates[f"gate{layer}"].size for layer in (0, 1)) == round(0.2 * (250 + 150))
+    assert (tmp_path / "out" / "report" / "scales.png").exists()
+    text = (tmp_path / "out" / "report" / "report.md").read_text()
+    assert "| dense0 | 250 | 250 |" in text  # in place of an architecture
+    assert "Beside what is published" not in text
+
+
 def test_other_images_of_the_same_name_are_refused(finished, monkeypatch):
     load = data.load
 
@@ -276,6 +456,12 @@ def test_another_configuration_is_refused(finished, tmp_path):
         (["--out", ""], "The path '' is empty; choose another name."),
         (["--width", "0"], "width is 0.0; it must lie in (0, 1], for example 0.25."),
         (["--epochs", "0"], "epochs is 0; it must"),
+        (["--network", "resnet163"], "There is no model 'resnet163'; the models are "),
+        (
+            ["--network", "vgg_a", "--dataset", "digits"],
+            "vgg_a does not fit the images of digits: 5 poolings shrink images of 16x16 pixels to nothing; choose "
+            "another --network or --dataset.",
+        ),
         (["--out", __file__], "test_reproduce.py cannot be a folder, since a file is in its place"),
     ],
 )
