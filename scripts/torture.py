@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torture_readers
+from PIL import Image
 
 from jaxslim.commands.arguments import parse
 from jaxslim.commands.cli import run, start_jax
@@ -30,10 +31,11 @@ PROPERTIES = (
 CONFIG = """from jaxslim.training.config import TrainConfig
 
 config = TrainConfig(
-    dataset={data!r}, image_size=8, channels=1, mean=(0.5,), std=(0.5,), pad=1, model="vgg",
+    dataset={data!r}, image_size=8, channels=1, mean=(0.5,), std=(0.5,), pad=1, model="vgg", {how}
     model_args={{"widths": (4, "M", 8)}}, epochs=12, batch_size=8, eval_batch_size=24, l1=1e-3, name="torture",
 )
 """
+STREAMED = 'stream="always", workers=2, augment=("resized-crop", "flip"),'
 EXAMPLES = ("python scripts/torture.py", "python scripts/torture.py --kills 20 --networks 0")
 
 
@@ -69,6 +71,10 @@ def main(argv: list[str]) -> None:
             config, whole = write_config(folder), folder / "whole"
             finish(config, whole)
             print(f"kills survived: {kill(config, whole, folder, options.kills, rng)}", flush=True)
+            streamed, undisturbed = write_stream(folder), folder / "streamed"
+            finish(streamed, undisturbed)
+            count = kill(streamed, undisturbed, folder, -(-options.kills // 2), rng)
+            print(f"kills of a run that streams pictures survived: {count}", flush=True)
             print(f"damages noticed: {damage(whole, folder, rng)}", flush=True)
             print(f"damaged runs that went on as if nothing had happened: {go_on(config, whole, folder)}", flush=True)
             for reader, count in torture_readers.feed(config, whole, folder, options.inputs, rng).items():
@@ -88,7 +94,21 @@ def write_config(folder: Path) -> Path:
     np.savez(
         folder / "data.npz", train_images=train, test_images=test, train_labels=labels[:48], test_labels=labels[48:]
     )
-    config.write_text(CONFIG.format(data=str(folder / "data.npz")))
+    config.write_text(CONFIG.format(data=str(folder / "data.npz"), how=""))
+    return config
+
+
+def write_stream(folder: Path) -> Path:
+    """Write the same images as files, and the configuration of a run that streams them; return its file."""
+    arrays, config = np.load(folder / "data.npz"), folder / "streamed.py"
+    for split in ("train", "test"):
+        for number, (pixels, label) in enumerate(
+            zip(arrays[f"{split}_images"], arrays[f"{split}_labels"], strict=True)
+        ):
+            place = folder / "pictures" / split / str(label)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[..., 0]).save(place / f"{number}.png")
+    config.write_text(CONFIG.format(data=str(folder / "pictures"), how=STREAMED))
     return config
 
 

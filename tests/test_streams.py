@@ -1,4 +1,4 @@
-"""Pictures that are decoded while training: the same batches as from memory, whoever decodes them, broken ones named."""
+"""Pictures that are decoded while training: the same batches as from memory, workers that end, broken ones named."""
 
 import os
 import signal
