@@ -102,9 +102,8 @@ def write_stream(folder: Path) -> Path:
     """Write the same images as files, and the configuration of a run that streams them; return its file."""
     arrays, config = np.load(folder / "data.npz"), folder / "streamed.py"
     for split in ("train", "test"):
-        for number, (pixels, label) in enumerate(
-            zip(arrays[f"{split}_images"], arrays[f"{split}_labels"], strict=True)
-        ):
+        pairs = zip(arrays[f"{split}_images"], arrays[f"{split}_labels"], strict=True)
+        for number, (pixels, label) in enumerate(pairs):
             place = folder / "pictures" / split / str(label)
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels[..., 0]).save(place / f"{number}.png")

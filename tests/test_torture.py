@@ -25,6 +25,7 @@ def test_nothing_is_lost_or_passes_unseen():
     assert (done.returncode, done.stderr) == (0, "")
     found = {what: int(count) for what, count in (line.rsplit(": ", 1) for line in done.stdout.splitlines())}
     assert found["kills survived"] == 2
+    assert found["kills of a run that streams pictures survived"] == 1
     assert found["damages noticed"] > 50
     assert sum(count for what, count in found.items() if what.startswith("inputs")) == 120
     assert found["networks drawn without a broken invariant"] == 5
