@@ -27,14 +27,18 @@ LARGE_BATCHES: dict[str, Any] = {"batch_size": 256, "lr_drops": (1 / 3, 2 / 3)}
 DATA: dict[str, dict[str, Any]] = {
     "cifar10": {"epochs": 160},
     "cifar100": {"epochs": 160},
-    "svhn_cropped": {"epochs": 20, "augment": ("crop",)},
+    "svhn_cropped": {
+        **{"epochs": 20, "augment": ("crop",), "batch_size": 64},
+        **{"mean": (0.4377, 0.4438, 0.4728), "std": (0.198, 0.201, 0.197)},
+    },
     "mnist": {
         **LARGE_BATCHES,
-        **{"epochs": 30, "augment": (), "image_size": 28, "channels": 1, "mean": (0.5,), "std": (0.5,)},
+        **{"epochs": 30, "augment": (), "image_size": 28, "channels": 1, "mean": (0.1307,), "std": (0.3081,)},
     },
     "imagenet": {
         **LARGE_BATCHES,
-        **{"epochs": 60, "image_size": 224, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+        **{"epochs": 60, "image_size": 224, "augment": ("resized-crop", "flip"), "fit": "crop"},
+        **{"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
     },
     "digits": {
         name: getattr(DIGITS, name)

@@ -163,7 +163,7 @@ def test_every_command_works_on_it(call, home, tmp_path, name):
     data = ["--dataset", folder / "data.npz"]
     shown = call(evaluate, run, *data)
     assert shown.code == 0, shown.err
-    assert "accuracy" in shown.out
+    assert f"network     {type(users(name)).__name__}, as a program" in shown.out
     for module, words in ((sweep, ["--ratios", 0, 0.4]), (sensitivity, ["--ratios", 0.5])):
         done = call(module, run, *data, *words, "--model", code)
         assert done.code == 0, done.err

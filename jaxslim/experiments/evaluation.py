@@ -16,6 +16,7 @@ from jaxslim.slim.latency import ROUNDS, latency
 from jaxslim.storage import checkpoint
 from jaxslim.storage.checkpoint import Loaded
 from jaxslim.storage.integrity import digest
+from jaxslim.storage.programs import Program
 from jaxslim.training.evaluation import Evaluation, evaluator
 from jaxslim.training.feed import device_mesh
 from jaxslim.training.network import check_fit, load_trained
@@ -70,10 +71,17 @@ def _facts(path: Path, loaded: Loaded, images: Dataset, result: Evaluation) -> l
     return [
         ("checkpoint", f"{path} ({meta.get('kind', 'of unknown kind')})"),
         ("trained on", str(meta["config"].get("dataset", "unknown images"))),
-        ("network", f"{models.kind(module)} {models.architecture(module) or ''}".strip()),
+        ("network", f"{_kind(loaded)} {models.architecture(module) or ''}".strip()),
         ("accuracy", f"{result.accuracy:.2%} on {len(images.test_labels):,} test images of {images.name}"),
         ("loss", f"{result.loss:.4f}"),
         ("digest", f"{digest(variables)} (SHA-256 of the variables)"),
         ("parameters", f"{cost.params:,}"),
         ("MACs", f"{cost.macs:,} multiply-accumulates an image" if cost.macs else "unknown"),
     ]
+
+
+def _kind(loaded: Loaded) -> str:
+    """What a network is called; a program has the name of the class that it was made of."""
+    if not isinstance(loaded.module, Program):
+        return models.kind(loaded.module)
+    return f"{str(loaded.meta['module'].get('type', 'network')).rpartition('.')[2]}, as a program"

@@ -34,7 +34,7 @@ class Family(NamedTuple):
 
 def family(module: Any, model: Any) -> Family:
     """The family of a module, which `model` names; an InputError if it has none."""
-    if type(module) not in FAMILIES:
+    if type(module) not in FAMILIES or getattr(module, "dense_norm", False):
         kinds = ", ".join(kind.__name__ for kind in FAMILIES)
         raise InputError(f"{model} is no network whose names in PyTorch are known; take one of {kinds}.")
     return FAMILIES[type(module)]
