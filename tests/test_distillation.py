@@ -270,7 +270,7 @@ def test_a_teacher_that_is_no_classifier(home, tmp_path):
         ),
     )
     with pytest.raises(
-        InputError, match=r"/flat gives no logits \(images, classes\); give a checkpoint of a classifier\."
+        InputError, match=r"/flat gives \(1,\) for an image, no logits \(images, classes\); give a classifier\."
     ):
         train(student(home, tmp_path, distill_from=str(tmp_path / "flat")))
 
