@@ -373,6 +373,8 @@ def test_arguments_reach_the_model():
     for name in ("vgg", "vgg19"):
         built = models.build(name, {"widths": (4, "M")}, num_classes=3, dtype=jnp.float32)
         assert built == VGG((4, "M"), 3, jnp.float32)
+    built = models.build("vgg_a", {"widths": (4, "M"), "hidden": (5,)}, num_classes=3, dtype=jnp.float32)
+    assert (built.widths, built.hidden, built.dense_norm) == ((4, "M"), (5,), True)
 
 
 @pytest.mark.parametrize(

@@ -93,4 +93,4 @@ def _windows(size: int) -> np.ndarray:
 
 VARIANTS = {f"{name}_bn": functools.partial(ImageNetVGG, widths=(*widths, "M")) for name, widths in WIDTHS.items()}
 vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn = VARIANTS.values()
-VARIANTS["vgg_a"] = vgg_a = functools.partial(ImageNetVGG, (*WIDTHS["vgg11"], "M"), dropout=0.0, dense_norm=True)
+VARIANTS["vgg_a"] = vgg_a = functools.partial(ImageNetVGG, widths=(*WIDTHS["vgg11"], "M"), dropout=0.0, dense_norm=True)
