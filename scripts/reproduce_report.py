@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from reproduce_recipes import Recipe, data_name
 from reproduce_stages import PULLS, TECHNIQUES, TUNINGS, Plan, epochs
@@ -17,6 +16,7 @@ from jaxslim.experiments.hardware import machine
 from jaxslim.experiments.stages import Outcome
 from jaxslim.models import architecture, build
 from jaxslim.reporting.report import PipelineRow, Report, SweepRow, Table
+from jaxslim.slim.criteria.scales import scale_values
 from jaxslim.storage import checkpoint
 from jaxslim.training.config import TrainConfig
 from jaxslim.training.network import pulled
@@ -81,10 +81,7 @@ def _scales(base: TrainConfig, path: Path) -> np.ndarray:
     """The |scale| of all channels that L1 pulls on: (channels of all layers,)."""
     module, variables, meta = checkpoint.load(path)
     mask, _ = pulled(base, module, variables, tuple(meta["image_shape"]))
-    found = [
-        np.ravel(leaf) for pull, leaf in zip(*map(jax.tree.leaves, (mask, variables["params"])), strict=True) if pull
-    ]
-    return np.abs(np.concatenate([np.zeros(0, np.float32), *found]))
+    return scale_values(variables, mask)
 
 
 def _recipe(network: str, base: TrainConfig) -> str:

@@ -34,8 +34,7 @@ every = pytest.mark.parametrize("name", NAMES)
 def _nothing_known():
     """A command of its own knows no code until its `--model` names some."""
     yield
-    for name in [name for name in MODELS if ":" in name]:
-        del MODELS[name]
+    _forget()
 
 
 @pytest.fixture

@@ -272,6 +272,11 @@ def start(folder: Path, where: Path, *more: str) -> Any:
     return subprocess.Popen([*words, "--workdir", str(where), *more], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
+def assert_finished(process: Any) -> None:
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+
+
 def digest(run: Path) -> str:
     found: str = jaxslim.load(run).meta["digest"]
     return found
@@ -280,7 +285,7 @@ def digest(run: Path) -> str:
 def test_a_killed_run_leaves_no_workers_and_ends_as_an_undisturbed_one(folder, tmp_path):
     epochs = ("--epochs", "30")
     whole = start(folder, tmp_path / "whole", *epochs)
-    assert whole.wait(200) == 0, whole.stderr.read()
+    assert_finished(whole)
     killed, rows = start(folder, tmp_path / "killed", *epochs), tmp_path / "killed" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (rows.exists() and len(rows.read_bytes().splitlines()) > 2) and time.monotonic() < deadline:
@@ -288,12 +293,12 @@ def test_a_killed_run_leaves_no_workers_and_ends_as_an_undisturbed_one(folder, t
     workers = [child for child in psutil.Process(killed.pid).children(recursive=True) if child.is_running()]
     assert workers
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.communicate()
     _gone, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
     assert jaxslim.load(tmp_path / "killed").meta["epoch"] != 30
     again = start(folder, tmp_path / "killed", *epochs)
-    assert again.wait(200) == 0, again.stderr.read()
+    assert_finished(again)
     assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
     assert rows.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 

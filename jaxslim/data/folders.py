@@ -17,7 +17,6 @@ from jaxslim.errors import InputError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 KINDS = ", ".join(SUFFIXES)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-REPLACE = "replace or remove it."
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 log = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ def folder(root: Path) -> Source:
         raise InputError(f"{root}: class {odd[0]} is in {there} but not in {missing}; both need the same classes.")
 
     def read(form: Form) -> Dataset:
-        decoded = [_decode(list(split.values()), form) for split in (train, test)]
+        decoded = [_decode(split, form) for split in (train, test)]
         return assemble(root, decoded[0], decoded[1], list(train))
 
     def stream(form: Form, workers: int | None) -> Dataset:
@@ -67,12 +66,11 @@ class Files(NamedTuple):
 
     def open(self, number: int) -> Any:
         """See `Pictures`."""
-        return opened(self.paths[number])
+        return _opened(self.paths[number])
 
     def broken(self, number: int) -> AbstractContextManager[None]:
         """See `Pictures`."""
-        file = self.paths[number]
-        return as_input_error(file, f"Cannot decode the image {file}", REPLACE)
+        return _broken(self.paths[number])
 
 
 def _files(split: dict[str, list[str]]) -> tuple[str, ...]:
@@ -116,14 +114,13 @@ def _warn(root: Path, what: str, paths: list[str], most: int = 3) -> None:
         log.warning("%s: skipped %d %s: %s", root, len(paths), what, ", ".join(names))
 
 
-def _decode(classes: list[list[str]], form: Form) -> Split:
+def _decode(split: dict[str, list[str]], form: Form) -> Split:
     """Images (n, image_size, image_size, channels) of files listed by class, and their labels."""
-    files = [file for names in classes for file in names]
-    labels = np.repeat(np.arange(len(classes)), [len(names) for names in classes])
-    images, broken = allocate(len(files), form), []
+    files, labels, broken = _files(split), _labels(split), []
+    images = allocate(len(files), form)
     for row, file in enumerate(track(files, f"Decoding {len(files)} images")):
         try:
-            images[row] = decode([file], form)[0]
+            images[row] = _decoded(file, form)
         except InputError as error:
             if not form.skip_broken:
                 raise
@@ -138,26 +135,31 @@ def decode(files: Sequence[str], form: Form) -> np.ndarray:
     Raises:
       InputError: a file is no image, damaged, or too large.
     """
-    from PIL import ImageOps
-
     images = allocate(len(files), form)
     for target, file in zip(images, files, strict=True):
-        with as_input_error(file, f"Cannot decode the image {file}", REPLACE), opened(file) as image:
-            target[...] = fit_one(ImageOps.exif_transpose(image), form)
+        target[...] = _decoded(file, form)
     return images
 
 
-def opened(file: str) -> Any:
-    """A Pillow image of a file, not decoded yet.
+def _decoded(file: str, form: Form) -> np.ndarray:
+    from PIL import ImageOps
 
-    Raises:
-      InputError: the file is no image, or too large.
-    """
+    with _broken(file), _opened(file) as image:
+        return fit_one(ImageOps.exif_transpose(image), form)
+
+
+def _opened(file: str) -> Any:
+    """A Pillow image of a file, not decoded yet."""
     from PIL import Image
 
-    with warnings.catch_warnings(), as_input_error(file, f"Cannot decode the image {file}", REPLACE):
+    with warnings.catch_warnings(), _broken(file):
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(file, formats=FORMATS)
+
+
+def _broken(file: str) -> AbstractContextManager[None]:
+    """Names a file that is no image, damaged, or too large."""
+    return as_input_error(file, f"Cannot decode the image {file}", "replace or remove it.")
 
 
 def image_files(path: str) -> list[str]:

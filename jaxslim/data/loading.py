@@ -1,8 +1,6 @@
 """Finding a data set and loading it, with a cache of decoded images."""
 
 import functools
-import hashlib
-import json
 import logging
 import os
 from pathlib import Path
@@ -11,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from jaxslim.data import archives, digits, folders
-from jaxslim.data.sources import Dataset, Form, Source, decoded_bytes
+from jaxslim.data.sources import Dataset, Form, Source, cache_file, decoded_bytes
 from jaxslim.data.streams import memory
 from jaxslim.errors import InputError
-from jaxslim.files import cache_folder, replacing
+from jaxslim.files import replacing
 
 CACHE_VERSION = 1  # raise it when the same source would decode to other pixels
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".gz")
@@ -93,10 +91,8 @@ def find(dataset: str, data_dir: str | None = None) -> Source:
 
 def _read_cached(source: Source, form: Form) -> Dataset:
     """Decode `source`, or take what was decoded before. A cache that cannot be written only costs time."""
-    key = json.dumps(
-        [CACHE_VERSION, source.identity, *form[:2], *[name for name in form._fields[2:] if getattr(form, name)]]
-    )
-    path = cache_folder() / "data" / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+    marks = [name for name in form._fields[2:] if getattr(form, name)]
+    path = cache_file([CACHE_VERSION, source.identity, *form[:2], *marks], ".npz")
     try:
         return archives.read_npz(path, form)
     except InputError:  # absent or damaged

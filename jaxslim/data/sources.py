@@ -2,16 +2,20 @@
 
 import contextlib
 import errno
+import hashlib
+import json
 import logging
 import os
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxslim.errors import InputError, first_line
+from jaxslim.files import cache_folder
 
 Split = tuple[Any, np.ndarray]  # images, labels
 
@@ -155,6 +159,11 @@ def fit_one(image: Any, form: Form) -> np.ndarray:
         box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
         image = image.resize((size, size), Image.Resampling.BILINEAR, box if form.crop else None)
     return np.asarray(image).reshape(size, size, form.channels)
+
+
+def cache_file(identity: list, ending: str) -> Path:
+    """Where what was read of a data set is kept; `identity` is JSON that changes when the data changes."""
+    return cache_folder() / "data" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}{ending}"
 
 
 def track(steps: Sequence[Any], what: str) -> Iterator[Any]:

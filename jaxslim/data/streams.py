@@ -1,20 +1,18 @@
 """Sets of pictures that do not fit into memory: each is decoded when its turn comes, by grain, in worker processes."""
 
 import functools
-import logging
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from PIL import ImageOps
 
 from jaxslim.data.sources import Form, fit_one
 from jaxslim.errors import InputError
@@ -23,11 +21,9 @@ AREA, ASPECT, ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10
 """Of a random-resized crop (Szegedy et al., CVPR 2015): its share of the picture, its width by its height."""
 PREFETCHED = 2
 """Batches that a worker, or the process itself, holds ready."""
-MOST_WORKERS = 8
+MOST_THREADS, MOST_WORKERS = 16, 8
 ORIENTATION = 0x0112  # of EXIF; above 4 the picture lies on its side
 Crop = tuple[int, int, int, int]  # left, top, right, bottom
-
-log = logging.getLogger(__name__)
 
 
 class Pictures(Protocol):
@@ -103,6 +99,8 @@ class Streamed:
 
 def _drafted(picture: Any, share: float, size: int) -> Any:
     """A JPEG in a smaller size that its decoder gives for less work, with twice the pixels needed; turned upright."""
+    from PIL import ImageOps
+
     needed = math.ceil(2 * size / share)
     picture.draft(None, (needed, needed))
     return ImageOps.exif_transpose(picture)
@@ -176,13 +174,11 @@ def stream(images: Streamed, asked: Callable[[int], Asked], start: int, count: i
     if not flags.FLAGS.is_parsed():  # grain asks for flags, which only programs of absl parse
         flags.FLAGS.mark_as_parsed()
     source: Any = _Batches(images, asked, start, count)
-    threads = max(1, (os.cpu_count() or 1) // max(1, workers) if workers else os.cpu_count() or 1)
-    options = grain.ReadOptions(num_threads=min(threads, 16), prefetch_buffer_size=max(PREFETCHED, min(threads, 16)))
+    threads = 1 if workers else min(cores(), MOST_THREADS)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=1 if workers else max(PREFETCHED, threads))
     batches: Any = grain.MapDataset.source(source).to_iter_dataset(options)
     if workers:
         _start_tracker()
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-        batches = grain.MapDataset.source(source).to_iter_dataset(options)
         processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=PREFETCHED)
         batches = batches.mp_prefetch(processes, worker_init_fn=functools.partial(_start_worker, os.getpid()))
     found = iter(batches)
@@ -218,11 +214,12 @@ def _start_worker(parent: int, *_: int) -> None:
 
 def default_workers() -> int:
     """Half of the cores, since training needs some itself, but at most 8."""
-    return min(MOST_WORKERS, max(1, len(_cores()) // 2))
+    return min(MOST_WORKERS, max(1, cores() // 2))
 
 
-def _cores() -> Sequence[int]:
-    return list(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+def cores() -> int:
+    """How many cores this process may use; the machine may have more."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory() -> float:

@@ -3,9 +3,7 @@
 import contextlib
 import difflib
 import functools
-import hashlib
 import io
-import json
 import logging
 import os
 import sys
@@ -16,10 +14,22 @@ import numpy as np
 import tensorflow_datasets
 from PIL import Image
 
-from jaxslim.data.sources import Dataset, Form, Source, Split, allocate, as_input_error, assemble, fit_one, stamp, track
+from jaxslim.data.sources import (
+    Dataset,
+    Form,
+    Source,
+    Split,
+    allocate,
+    as_input_error,
+    assemble,
+    cache_file,
+    fit_one,
+    stamp,
+    track,
+)
 from jaxslim.data.streams import Streamed
 from jaxslim.errors import InputError
-from jaxslim.files import cache_folder, replacing
+from jaxslim.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +121,7 @@ class Records:
 
 def _kept_labels(identity: list, read: Callable[[], np.ndarray]) -> np.ndarray:
     """Labels, read once and then kept in the cache of decoded data."""
-    file = cache_folder() / "data" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}-labels.npy"
+    file = cache_file(identity, "-labels.npy")
     with contextlib.suppress(OSError, ValueError):
         return np.load(file, allow_pickle=False)
     labels = read()

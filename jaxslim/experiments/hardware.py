@@ -1,11 +1,12 @@
 """The machine that an experiment ran on."""
 
 import contextlib
-import os
 import platform
 from importlib import metadata
 
 import jax
+
+from jaxslim.data.streams import cores
 
 
 def machine() -> dict[str, str]:
@@ -15,11 +16,6 @@ def machine() -> dict[str, str]:
     hardware = many if device.platform != "cpu" else f"{cores()} {_processor()}"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jaxslim", "jax", "flax", "optax"))
     return {"hardware": hardware, "versions": f"{versions}, Python {platform.python_version()}"}
-
-
-def cores() -> int:
-    """How many cores this process may use; the machine may have more."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

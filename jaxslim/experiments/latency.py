@@ -16,8 +16,8 @@ import numpy as np
 from jaxslim.core.cost import count
 from jaxslim.core.isolate import Isolated, isolated, repeated, sample
 from jaxslim.data.sources import track
+from jaxslim.data.streams import cores
 from jaxslim.errors import InputError
-from jaxslim.experiments.hardware import cores
 from jaxslim.interop.export import export
 from jaxslim.reporting.latency import Latency, Layer, Size, Timing, is_slow, macs_ratio
 from jaxslim.slim.latency import ROUNDS, compare

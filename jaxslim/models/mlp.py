@@ -1,6 +1,5 @@
 """A fully connected network with gates (Liu et al., ICCV 2017, section 5.2: 784-500-300-10 on MNIST)."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,4 +45,4 @@ class MLP(nn.Module):
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-mlp = functools.partial(MLP, widths=(500, 300))
+mlp = MLP

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxslim.errors import InputError, first_line
-from jaxslim.slim.kinds.adapted import InNNX
+from jaxslim.slim.kinds.adapted import Adapted, InLinen
 
 
 def recalibrate(module: Any, variables: Any, batches: Iterable[Any], **arguments: Any) -> Any:
     """Replace BatchNorm's running statistics by the mean batch statistics over `batches`; nothing is trained.
 
     This changes only layers of `nn.BatchNorm` and its subclasses, and of an adapted NNX module those of
-    `nnx.BatchNorm`, also within `nn.scan`, `nn.vmap`, `nn.remat` and
-    `nn.jit`. A layer that runs several times in one application gets the mean over its runs. Layers that training does
-    not update keep their values, and everything else in `batch_stats` does too.
+    `nnx.BatchNorm`, also within `nn.scan`, `nn.vmap`, `nn.remat` and `nn.jit`. A layer that runs several times in one
+    application gets the mean over its runs. Layers that training does not update keep their values, and everything else
+    in `batch_stats` does too.
 
     Args:
       module: Linen module with BatchNorm layers.
@@ -80,7 +80,8 @@ def recalibrator(module: Any, **arguments: Any) -> Callable[[Any, Iterable[Any]]
         runs = jax.tree.map(lambda zero, one: (one - zero < 1).astype(jnp.float32), zeros, ones)
         return jax.tree.map(lambda zero, one, run: run * zero / (1 - one + zero + (1 - run)), zeros, ones, runs), runs
 
-    if isinstance(getattr(getattr(module, "whole", module), "form", None), InNNX):
+    whole = getattr(module, "whole", module)
+    if isinstance(whole, Adapted) and not isinstance(whole.form, InLinen):
         of_batch = of_batch_in_nnx
 
     def run(variables: Any, batches: Iterable[Any]) -> Any:

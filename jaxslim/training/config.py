@@ -151,10 +151,9 @@ class TrainConfig:
                 raise InputError(f"{name} is {value!r}; it must be of type {kind}.") from None
         for name, interval in _BOUNDS.items():
             value = getattr(self, name)
-            if not all(_inside(number, interval) for number in (value if isinstance(value, tuple) else (value,))):
+            numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+            if not all(_inside(number, interval) for number in numbers):
                 raise InputError(f"{name} is {value}; it must lie in {interval}.")
-        if self.eval_batch_size is not None and not _inside(self.eval_batch_size, _COUNT):
-            raise InputError(f"eval_batch_size is {self.eval_batch_size}; it must lie in {_COUNT}.")
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.channels:
                 count = len(getattr(self, name))
@@ -197,7 +196,7 @@ class TrainConfig:
 _COUNT = "[1, 2147483647]"
 _BOUNDS = {
     **dict.fromkeys(
-        ("epochs", "batch_size", "image_size", "save_every", "progressive_steps", "accumulate"),
+        ("epochs", "batch_size", "eval_batch_size", "image_size", "save_every", "progressive_steps", "accumulate"),
         _COUNT,
     ),
     **dict.fromkeys(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxslim.data import Dataset, Streamed, augmenter, hold_out, normalise
+from jaxslim.data import Dataset, augmenter, hold_out, normalise
 from jaxslim.training.config import TrainConfig
 from jaxslim.training.feed import Batch, check_batches, device_mesh, feed, order, place, shardings
 from jaxslim.training.optimizer import losses
@@ -42,10 +42,7 @@ def evaluator(
     def evaluate(variables: Any, check: Callable[[], None] = lambda: None) -> Evaluation:
         variables = place(variables, everywhere)
         sums = []
-        batches = (
-            source.pick(rows) if isinstance(images, Streamed) else (b for row in rows for b in source.pick(row[None]))
-        )
-        for batch, which in zip(batches, counted, strict=True):
+        for batch, which in zip(source.pick(rows), counted, strict=True):
             check()
             sums.append(step(variables, batch, which))
             jax.block_until_ready(sums[-2:-1])  # else all are queued before the first check means anything

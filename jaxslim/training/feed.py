@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -50,7 +50,7 @@ class Feed(Protocol):
         """The batches of an epoch (from 1 on) after the first `skip` steps; the same ones for the same arguments."""
 
     def pick(self, rows: np.ndarray) -> Iterator[Batch]:
-        """The images at the indices `rows` (steps, batch), in as many calls as it takes."""
+        """The images at the indices `rows` (steps, batch), one step a batch."""
 
     def close(self) -> None:
         """End what works for it."""
@@ -102,18 +102,22 @@ class InMemory:
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """See `Feed`."""
-        return self.pick(order(self._seed, epoch, len(self._set[1]), self._batch_size)[skip:])
+        rows = order(self._seed, epoch, len(self._set[1]), self._batch_size)[skip:]
+        return self._of(rows, _calls(rows) if _looped(self._mesh) else rows[:, None])
 
     def pick(self, rows: np.ndarray) -> Iterator[Batch]:
-        """The images at the indices `rows` (steps, batch), in as many calls as it takes."""
-        split = NamedSharding(self._mesh, PartitionSpec(None, "data"))
+        """See `Feed`."""
+        return self._of(rows, rows[:, None])
+
+    def _of(self, rows: np.ndarray, calls: Iterable[np.ndarray]) -> Iterator[Batch]:
+        """The images at the indices `rows` (steps, batch), in these calls if the set lies on the devices."""
+        images, labels = self._set
         if self._on_host:
-            images, labels = self._set
             for row in rows:
                 yield Batch(*place((images[row], labels[row]), self._split))
         else:
-            for part in _calls(rows) if _looped(self._mesh) else rows[:, None]:
-                images, labels = self._set
+            split = NamedSharding(self._mesh, PartitionSpec(None, "data"))
+            for part in calls:
                 yield Batch(images, labels, place(part, split))
 
     def close(self) -> None:

@@ -44,9 +44,12 @@ def network(
     if variables is None:
         raise InputError(f"The variables of {type(module).__name__} are missing; pass all that its init returned.")
     own = module.whole if isinstance(module, Narrow) else module
-    method = "apply" if isinstance(own, Adapted) else call.get("method") or "__call__"
-    called = getattr(type(own), method, None) if isinstance(method, str) else method
-    found = switches(called, [own, variables, *inputs] if isinstance(own, Adapted) else [own, *inputs], call)
+    if isinstance(own, Adapted):
+        found = switches(own.apply, [variables, *inputs], call)
+    else:
+        method = call.get("method") or "__call__"
+        called = getattr(type(own), method, None) if isinstance(method, str) else method
+        found = switches(called, [own, *inputs], call)
     flags = {name: value for name, value in found.items() if getattr(own, name, None) is None}  # else a field decides
     statistics = [collection for collection in variables if collection != "params"]
 
