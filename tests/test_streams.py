@@ -21,9 +21,10 @@ import jaxslim
 from jaxslim import data
 from jaxslim.commands import train
 from jaxslim.data import Form, Streamed, streams
+from jaxslim.data.order import Order
 from jaxslim.errors import InputError
 from jaxslim.training import feed
-from jaxslim.training.feed import InMemory, Order, Streaming
+from jaxslim.training.feed import InMemory, Streaming
 
 FLAGS = ["--image-size", "16", "--stream", "always", "--model", "vgg", "--model-args", "widths=4,M,6"]
 FLAGS += ["--batch-size", "8", "--augment", "resized-crop", "flip", "--learning-rate", "0.05"]

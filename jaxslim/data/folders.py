@@ -6,11 +6,23 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from jaxslim.data.sources import Dataset, Form, Source, Split, allocate, as_input_error, assemble, fit_one, stamp, track
+from jaxslim.data.sources import (
+    BrokenImage,
+    Dataset,
+    Form,
+    Source,
+    Split,
+    allocate,
+    as_input_error,
+    assemble,
+    fit_one,
+    stamp,
+    track,
+)
 from jaxslim.data.streams import Streamed
 from jaxslim.errors import InputError
 
@@ -49,28 +61,39 @@ def folder(root: Path) -> Source:
         return assemble(root, decoded[0], decoded[1], list(train))
 
     def stream(form: Form, workers: int | None) -> Dataset:
-        lazy = [(Streamed(Files(_files(split)), form, workers=workers), _labels(split)) for split in (train, test)]
-        return assemble(root, lazy[0], lazy[1], list(train))
+        def lazy(split: dict[str, list[str]]) -> Split:
+            return Streamed(Files(str(root), _files(split)), form, workers=workers), _labels(split)
+
+        return assemble(root, lazy(train), lazy(test), list(train))
 
     stamps = [stamp(file) for split in (train, test) for file in _files(split)]
     return Source(read, ["folder", str(home), stamps], len(stamps), stream)
 
 
-class Files(NamedTuple):
-    """Pictures in files, for a `Streamed`."""
+class Files:
+    """Pictures in files of a folder, for a `Streamed`. Each process has a copy, so names take one block of memory."""
 
-    paths: tuple[str, ...]
+    turned = True
+
+    def __init__(self, folder: str, paths: Sequence[str]) -> None:
+        self._folder, self._home = folder, os.getcwd()  # where a relative path starts; a process may start elsewhere
+        self._names = np.array([os.fsencode(os.path.relpath(path, folder)) for path in paths])
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self._names)
+
+    def _path(self, number: int) -> str:
+        return os.path.join(self._folder, os.fsdecode(bytes(self._names[number])))
 
     def open(self, number: int) -> Any:
         """See `Pictures`."""
-        return _opened(self.paths[number])
+        file = os.path.join(self._home, self._path(number))
+        stamp(file)
+        return _opened(self._path(number), file)
 
     def broken(self, number: int) -> AbstractContextManager[None]:
         """See `Pictures`."""
-        return _broken(self.paths[number])
+        return _broken(self._path(number))
 
 
 def _files(split: dict[str, list[str]]) -> tuple[str, ...]:
@@ -121,7 +144,7 @@ def _decode(split: dict[str, list[str]], form: Form) -> Split:
     for row, file in enumerate(track(files, f"Decoding {len(files)} images")):
         try:
             images[row] = _decoded(file, form)
-        except InputError as error:
+        except BrokenImage as error:
             if not form.skip_broken:
                 raise
             log.warning("Left out: %s", error)
@@ -133,7 +156,7 @@ def decode(files: Sequence[str], form: Form) -> np.ndarray:
     """Image files as uint8 (n, image_size, image_size, channels), turned as their EXIF says and fitted by `fit_one`.
 
     Raises:
-      InputError: a file is no image, damaged, or too large.
+      BrokenImage: a file is no image, damaged, or too large.
     """
     images = allocate(len(files), form)
     for target, file in zip(images, files, strict=True):
@@ -144,22 +167,22 @@ def decode(files: Sequence[str], form: Form) -> np.ndarray:
 def _decoded(file: str, form: Form) -> np.ndarray:
     from PIL import ImageOps
 
-    with _broken(file), _opened(file) as image:
+    with _broken(file), _opened(file, file) as image:
         return fit_one(ImageOps.exif_transpose(image), form)
 
 
-def _opened(file: str) -> Any:
-    """A Pillow image of a file, not decoded yet."""
+def _opened(name: str, file: str) -> Any:
+    """A Pillow image of a file that messages call `name`, not decoded yet."""
     from PIL import Image
 
-    with warnings.catch_warnings(), _broken(file):
+    with warnings.catch_warnings(), _broken(name):
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(file, formats=FORMATS)
 
 
 def _broken(file: str) -> AbstractContextManager[None]:
     """Names a file that is no image, damaged, or too large."""
-    return as_input_error(file, f"Cannot decode the image {file}", "replace or remove it.")
+    return as_input_error(file, f"Cannot decode the image {file}", "replace or remove it.", BrokenImage)
 
 
 def image_files(path: str) -> list[str]:

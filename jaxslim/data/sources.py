@@ -53,6 +53,10 @@ class Form(NamedTuple):
     """Whether broken pictures are left out, with a warning, in place of an error."""
 
 
+class BrokenImage(InputError):
+    """A picture is damaged, or no picture at all."""
+
+
 class Source(NamedTuple):
     """A data set that was found but not decoded yet."""
 
@@ -80,8 +84,8 @@ def stamp(path: str | os.PathLike) -> list:
 
 
 @contextlib.contextmanager
-def as_input_error(path: object, problem: str, fix: str) -> Iterator[None]:
-    """Turn what a decoder raises about a damaged file, of whatever type, into `problem (cause); fix`.
+def as_input_error(path: object, problem: str, fix: str, kind: type[InputError] = InputError) -> Iterator[None]:
+    """Turn what a decoder raises about a damaged file, of whatever type, into a `kind`: `problem (cause); fix`.
 
     A failure of the system is no damage and keeps its name.
     """
@@ -92,7 +96,7 @@ def as_input_error(path: object, problem: str, fix: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in SYSTEM_FAILURES:
             raise InputError(f"Cannot read {path}: {error.strerror}.") from error
-        raise InputError(f"{problem} ({first_line(error)}); {fix}") from error
+        raise kind(f"{problem} ({first_line(error)}); {fix}") from error
 
 
 def assemble(where: object, train: Split, test: Split, class_names: Sequence[Any] | None = None) -> Dataset:

@@ -1,27 +1,18 @@
-"""Sets of pictures that do not fit into memory: each is decoded when its turn comes, by grain, in worker processes."""
+"""Sets of pictures that do not fit into memory: each is decoded when its turn comes. Nothing here imports JAX."""
 
-import functools
 import math
 import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxslim.data.sources import Form, fit_one
+from jaxslim.data.sources import BrokenImage, Form, fit_one
 from jaxslim.errors import InputError
 
 AREA, ASPECT, ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10
 """Of a random-resized crop (Szegedy et al., CVPR 2015): its share of the picture, its width by its height."""
-PREFETCHED = 2
-"""Batches that a worker, or the process itself, holds ready."""
-MOST_THREADS, MOST_WORKERS = 16, 8
 ORIENTATION = 0x0112  # of EXIF; above 4 the picture lies on its side
 Crop = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -29,14 +20,17 @@ Crop = tuple[int, int, int, int]  # left, top, right, bottom
 class Pictures(Protocol):
     """Where pictures come from; it travels to worker processes."""
 
+    turned: bool
+    """Whether what the EXIF data of cameras say turns pictures."""
+
     def __len__(self) -> int:
         """How many there are."""
 
     def open(self, number: int) -> Any:
-        """A Pillow image, not decoded yet; an InputError that names it if it is none."""
+        """A Pillow image, not decoded yet; a BrokenImage that names it if it is none."""
 
     def broken(self, number: int) -> AbstractContextManager[None]:
-        """Turns what a decoder raises into an InputError that names the picture."""
+        """Turns what a decoder raises into a BrokenImage that names the picture."""
 
 
 class Streamed:
@@ -65,30 +59,33 @@ class Streamed:
         return np.stack(images) if images else np.empty(self.shape, np.uint8)
 
     def read(self, number: int, rng: np.random.Generator | None) -> tuple[np.ndarray, int, str]:
-        """Decode one; with `rng`, a random-resized crop of it.
+        """Decode one; with `rng`, a random-resized crop of it. Nothing is raised, since processes pass the result on.
 
         Returns:
           The image, the number of the picture that it is of, and what was wrong. In place of a broken picture comes the
-          next whole one, if broken ones are to be skipped.
+          next whole one, if broken ones are to be skipped; otherwise the number is -1, as after any other failure.
         """
         fault = ""
-        for place in range(number, number + len(self)):
-            place %= len(self)
-            try:
-                return self._decoded(int(self._rows[place]), rng), place, fault
-            except InputError as error:
-                fault = fault or str(error)
-                if not self.form.skip_broken:
-                    break
-        return np.zeros(self.shape[1:], np.uint8), number, fault
+        try:
+            for place in range(number, number + len(self)):
+                place %= len(self)
+                try:
+                    return self._decoded(int(self._rows[place]), rng), place, fault
+                except BrokenImage as error:
+                    if not self.form.skip_broken:
+                        raise BrokenImage(f"{error} --skip-broken leaves such pictures out.") from error
+                    fault = fault or str(error)
+            raise InputError(f"None of {len(self):,} pictures can be decoded; the first says: {fault}")
+        except InputError as error:
+            return np.zeros(self.shape[1:], np.uint8), -1, str(error)
 
     def _decoded(self, number: int, rng: np.random.Generator | None) -> np.ndarray:
         with self._pictures.open(number) as picture, self._pictures.broken(number):
-            turned = picture.getexif().get(ORIENTATION, 1) > 4
-            size = picture.size[::-1] if turned else picture.size
+            turned = self._pictures.turned
+            size = picture.size[::-1] if turned and picture.getexif().get(ORIENTATION, 1) > 4 else picture.size
             box = (0, 0, *size) if rng is None else random_crop(size, rng)
             share = min(box[2] - box[0], box[3] - box[1]) / min(size)
-            small = _drafted(picture, share, self.form.image_size)
+            small = _drafted(picture, share, self.form.image_size, turned)
             if rng is None:
                 return fit_one(small, self.form)
             scale = small.size[0] / size[0], small.size[1] / size[1]
@@ -97,13 +94,13 @@ class Streamed:
             return fit_one(part, self.form._replace(crop=False))
 
 
-def _drafted(picture: Any, share: float, size: int) -> Any:
-    """A JPEG in a smaller size that its decoder gives for less work, with twice the pixels needed; turned upright."""
+def _drafted(picture: Any, share: float, size: int, turned: bool) -> Any:
+    """A JPEG in a smaller size that its decoder gives for less work, with twice the pixels needed; turned as asked."""
     from PIL import ImageOps
 
     needed = math.ceil(2 * size / share)
     picture.draft(None, (needed, needed))
-    return ImageOps.exif_transpose(picture)
+    return ImageOps.exif_transpose(picture) if turned else picture
 
 
 def random_crop(size: tuple[int, int], rng: np.random.Generator) -> Crop:
@@ -127,9 +124,9 @@ class Part(NamedTuple):
     images: np.ndarray
     """uint8 (n, size, size, channels)"""
     numbers: np.ndarray
-    """int (n,): which pictures these are, which differ from those asked for where broken ones were skipped."""
-    faults: tuple[str, ...]
-    """What was wrong with broken ones."""
+    """int (n,): which pictures these are; another than was asked for in place of a broken one, -1 after a failure."""
+    faults: np.ndarray
+    """str (n,): what was wrong with broken ones; mostly empty."""
 
 
 class Asked(NamedTuple):
@@ -139,82 +136,6 @@ class Asked(NamedTuple):
     """int (n,): pictures."""
     seeds: np.ndarray | None = None
     """int (n, 3): of each random-resized crop; None for whole pictures."""
-
-
-class _Batches:
-    """The batches of a stream by number, for grain."""
-
-    def __init__(self, images: Streamed, asked: Callable[[int], Asked], start: int, count: int) -> None:
-        self._images, self._asked, self._start, self._count = images, asked, start, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, number: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        numbers, seeds = self._asked(self._start + int(number))
-        rngs = [None] * len(numbers) if seeds is None else [np.random.default_rng(seed) for seed in seeds.tolist()]
-        read = [self._images.read(int(row), rng) for row, rng in zip(numbers, rngs, strict=True)]
-        images, rows, faults = zip(*read, strict=True)
-        return np.stack(images), np.array(rows), np.array([fault for fault in faults if fault] or [""])
-
-
-def stream(images: Streamed, asked: Callable[[int], Asked], start: int, count: int, workers: int) -> Iterator[Part]:
-    """Decode the batches `start`, `start + 1`, ... in order, ahead of their use.
-
-    Args:
-      images: what is decoded.
-      asked: what a batch holds, by its number; it travels to the workers, and decides everything that is random.
-      start: number of the first batch.
-      count: how many batches.
-      workers: processes; 0 decodes in threads of this one.
-    """
-    import grain
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():  # grain asks for flags, which only programs of absl parse
-        flags.FLAGS.mark_as_parsed()
-    source: Any = _Batches(images, asked, start, count)
-    threads = 1 if workers else min(cores(), MOST_THREADS)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=1 if workers else max(PREFETCHED, threads))
-    batches: Any = grain.MapDataset.source(source).to_iter_dataset(options)
-    if workers:
-        _start_tracker()
-        processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=PREFETCHED)
-        batches = batches.mp_prefetch(processes, worker_init_fn=functools.partial(_start_worker, os.getpid()))
-    found = iter(batches)
-    try:
-        for pictures, numbers, faults in found:
-            yield Part(pictures, numbers, tuple(fault for fault in faults.tolist() if fault))
-    finally:
-        if hasattr(found, "close"):
-            found.close()
-
-
-def _start_tracker() -> None:
-    """Start Python's tracker of shared memory, which frees what a stopped run leaves, without its warning of that."""
-    before = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
-    resource_tracker.ensure_running()
-    del os.environ["PYTHONWARNINGS"]
-    if before is not None:
-        os.environ["PYTHONWARNINGS"] = before
-
-
-def _start_worker(parent: int, *_: int) -> None:
-    """Leave Ctrl-C to the training process, and end when that is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def default_workers() -> int:
-    """Half of the cores, since training needs some itself, but at most 8."""
-    return min(MOST_WORKERS, max(1, cores() // 2))
 
 
 def cores() -> int:

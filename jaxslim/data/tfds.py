@@ -15,6 +15,7 @@ import tensorflow_datasets
 from PIL import Image
 
 from jaxslim.data.sources import (
+    BrokenImage,
     Dataset,
     Form,
     Source,
@@ -63,7 +64,7 @@ def find(name: str, data_dir: str | None) -> Source:
         splits: list[Split] = []
         for split in records:
             images, labels = allocate(len(split), form), np.empty(len(split), np.int64)
-            for row, example in enumerate(_examples(name, split, advice)):
+            for row, example in enumerate(_examples(name, split, advice, "Decoding {} images")):
                 images[row], labels[row] = fit_one(example[image_key], form), example[label_key]
             splits.append((images, labels))
         return assemble(name, splits[0], splits[1], names)
@@ -76,7 +77,7 @@ def find(name: str, data_dir: str | None) -> Source:
         splits: list[tuple[Any, np.ndarray]] = []
         for split in ("train", test):
             pictures = Records(name, folder, split, image_key, advice)
-            read_labels = functools.partial(_labels, builder, name, split, label_key, advice)
+            read_labels = functools.partial(_labels, pictures, name, label_key, advice)
             labels = _kept_labels([*identity, split], read_labels)
             splits.append((Streamed(pictures, form, workers=workers), labels))
         return assemble(name, splits[0], splits[1], names)
@@ -87,6 +88,8 @@ def find(name: str, data_dir: str | None) -> Source:
 class Records:
     """Pictures of a split in array_record files, for a `Streamed`. Each process opens the files for itself."""
 
+    turned = False
+
     def __init__(self, name: str, folder: str, split: str, image_key: str, advice: str) -> None:
         self._name, self._folder, self._split, self._key, self._advice = name, folder, split, image_key, advice
         self._opened: Any = None
@@ -95,10 +98,11 @@ class Records:
         return vars(self) | {"_opened": None}
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     @property
-    def _records(self) -> Any:
+    def records(self) -> Any:
+        """The examples of the split, with images that are not decoded."""
         if self._opened is None:
             with _quiet_absl():
                 builder = tensorflow_datasets.builder_from_directory(self._folder)
@@ -109,14 +113,13 @@ class Records:
     def open(self, number: int) -> Any:
         """See `Pictures`."""
         with self.broken(number):
-            return Image.open(io.BytesIO(self._records[number][self._key]))
+            return Image.open(io.BytesIO(self.records[number][self._key]))
 
     def broken(self, number: int) -> contextlib.AbstractContextManager[None]:
         """See `Pictures`."""
         what = f"Image {number} of {self._name}, {self._split}"
-        return as_input_error(
-            self._folder, f"{what}, in {self._folder} is damaged", f"delete that folder. {self._advice}"
-        )
+        problem, fix = f"{what}, in {self._folder} is damaged", f"delete that folder. {self._advice}"
+        return as_input_error(self._folder, problem, fix, BrokenImage)
 
 
 def _kept_labels(identity: list, read: Callable[[], np.ndarray]) -> np.ndarray:
@@ -130,12 +133,10 @@ def _kept_labels(identity: list, read: Callable[[], np.ndarray]) -> np.ndarray:
     return labels
 
 
-def _labels(builder: Any, name: str, split: str, label_key: str, advice: str) -> np.ndarray:
+def _labels(pictures: Records, name: str, label_key: str, advice: str) -> np.ndarray:
     """The labels of a split, without decoding its images."""
-    wanted = tensorflow_datasets.decode.PartialDecoding({label_key: True})
-    with _quiet_absl():
-        records = builder.as_data_source(split, decoders=wanted)
-    return np.array([example[label_key] for example in _examples(name, records, advice)], np.int64)
+    examples = _examples(name, pictures.records, advice, "Reading the labels of {} images")
+    return np.array([example[label_key] for example in examples], np.int64)
 
 
 def _advice(name: str, root: str) -> str:
@@ -171,9 +172,9 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
     return keys[0], keys[1]
 
 
-def _examples(name: str, split: Any, advice: str) -> Iterator[dict]:
-    """Decode a data source in batches; the checksums in its files find damage."""
-    for start in track(range(0, len(split), 500), f"Decoding {len(split)} images of {name}"):
+def _examples(name: str, split: Any, advice: str, what: str) -> Iterator[dict]:
+    """Read a data source in batches; the checksums in its files find damage."""
+    for start in track(range(0, len(split), 500), f"{what.format(len(split))} of {name}"):
         with as_input_error(name, f"The files of {name} are damaged", f"delete its folder. {advice}"), _quiet_absl():
             examples = split.__getitems__(list(range(start, min(start + 500, len(split)))))
         yield from examples

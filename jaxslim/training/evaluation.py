@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxslim.data import Dataset, augmenter, hold_out, normalise
+from jaxslim.data.order import order
 from jaxslim.training.config import TrainConfig
-from jaxslim.training.feed import Batch, check_batches, device_mesh, feed, order, place, shardings
+from jaxslim.training.feed import Batch, check_batches, device_mesh, feed, place, shardings
 from jaxslim.training.optimizer import losses
 
 

@@ -1,7 +1,5 @@
 """Batches of images on a mesh of devices."""
 
-import dataclasses
-import functools
 import logging
 import math
 from collections.abc import Generator, Iterable, Iterator
@@ -11,7 +9,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxslim.data.streams import Asked, Part, Streamed, default_workers, stream
+from jaxslim.data.order import Order, Rows, order
+from jaxslim.data.pipeline import stream
+from jaxslim.data.streams import Part, Streamed
 from jaxslim.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -149,9 +149,8 @@ class Streaming:
         if first != expected or not first:
             self.close()
             mine = _share(self._split, self._batch_size)
-            workers = default_workers() if self._images.workers is None else self._images.workers
             asked = Order(self._seed, len(self._labels), self._batch_size, mine, self._crop)
-            parts = stream(self._images, asked, first, self._steps - first, workers)
+            parts = stream(self._images, asked, first, self._steps - first, self._images.workers)
         for number in range(first, epoch * self.steps_per_epoch):
             part = next(parts)
             self._running = number + 1, parts
@@ -174,9 +173,9 @@ class Streaming:
         self._running = 0, iter(())
 
     def _check(self, part: Part) -> None:
-        for fault in part.faults:
-            if not self._images.form.skip_broken:
-                raise InputError(f"{fault} --skip-broken leaves such pictures out.")
+        if failed := part.faults[part.numbers < 0].tolist():
+            raise InputError(failed[0])
+        for fault in filter(None, part.faults.tolist()):
             if fault not in self._told:
                 self._told.add(fault)
                 log.warning("Left out: %s", fault)
@@ -188,52 +187,10 @@ class Streaming:
         return Batch(put(images), put(labels))
 
 
-@dataclasses.dataclass(frozen=True)
-class Order:
-    """What each step of training sees of a stream, by its number since the start of the run."""
-
-    seed: int
-    count: int
-    batch_size: int
-    mine: np.ndarray
-    """Which places of a batch this process decodes."""
-    crop: bool
-
-    def __call__(self, number: int) -> Asked:
-        """What the step `number` asks for."""
-        steps = self.count // self.batch_size
-        epoch, step = number // steps + 1, number % steps
-        rows = _order(self.seed, epoch, self.count, self.batch_size)[step][self.mine]
-        if not self.crop:
-            return Asked(rows)
-        places = step * self.batch_size + self.mine
-        return Asked(rows, np.stack([np.full_like(places, self.seed), np.full_like(places, epoch), places], 1))
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """The rows that `pick` is asked for."""
-
-    rows: np.ndarray
-
-    def __call__(self, number: int) -> Asked:
-        """Whole pictures."""
-        return Asked(self.rows[number])
-
-
 def _share(split: NamedSharding, size: int) -> np.ndarray:
     """Which places of a batch lie on the devices of this process, in order."""
     slices = split.addressable_devices_indices_map((size,)).values()
     return np.unique(np.concatenate([np.arange(size)[index] for index in slices]))
-
-
-def order(seed: int, epoch: int, count: int, batch_size: int) -> np.ndarray:
-    """Indices (steps, batch_size) of an epoch's batches, by the arguments alone; a last short batch is left out."""
-    shuffled = np.random.default_rng([seed, epoch]).permutation(count)
-    return shuffled[: count // batch_size * batch_size].reshape(-1, batch_size).astype(np.int32)
-
-
-_order = functools.lru_cache(2)(order)
 
 
 def check_batches(batch_size: int, epochs: int, count: int, mesh: Mesh) -> None:
