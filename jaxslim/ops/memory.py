@@ -22,3 +22,9 @@ def keep_memory(keep: bool = True) -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda setting, value: None)
         for setting, value in (_KEEP if keep else _GIVE_BACK).values():
             mallopt(setting, value)
+
+
+def give_back() -> None:
+    """Give memory that this process has freed, in small blocks too, back to the system, if the C library is glibc."""
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)

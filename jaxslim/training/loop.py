@@ -37,6 +37,14 @@ class Sums(NamedTuple):
     """Steps before the first loss that was not finite."""
 
 
+LEAN = {
+    "xla_cpu_copy_insertion_use_region_analysis": True,
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+}
+"""Options of XLA for steps on CPUs: parameters are updated in place, and the order of work holds least at a time. At
+the default, XLA copies each kernel first, since the backward pass may still read it."""
+
+
 class TrainState(NamedTuple):
     """All that changes while training, and all that a checkpoint needs to go on."""
 
@@ -179,7 +187,8 @@ def train_step(
         return lax.scan(lambda state, chosen: (one(state, batch, chosen, key, known), None), state, batch.rows)[0]
 
     everywhere, _ = feed.shardings(mesh)
-    return jax.jit(step, donate_argnums=0, out_shardings=everywhere)
+    options = LEAN if mesh.devices.flat[0].platform == "cpu" else None
+    return jax.jit(step, donate_argnums=0, out_shardings=everywhere, compiler_options=options)
 
 
 def measure(

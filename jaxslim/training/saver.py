@@ -11,6 +11,7 @@ import jax
 
 from jaxslim.errors import InputError
 from jaxslim.files import nearest
+from jaxslim.ops.memory import give_back
 from jaxslim.storage.checkpoint import write
 from jaxslim.storage.history import accuracies_saved, accuracy, clean, remove, step_folder, steps_kept
 from jaxslim.training.distributed import is_first
@@ -70,6 +71,7 @@ class Saver:
                 self._pending.set_result(None)
             except OSError as error:
                 self._pending.set_exception(error)
+            give_back()  # what orbax took, as much as the arrays
             return
         on_host = jax.device_get(arrays)  # the next step takes the buffers over
         self._pending = self._thread.submit(self._write, step, on_host, meta, files)
