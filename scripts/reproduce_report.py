@@ -87,7 +87,7 @@ def _scales(base: TrainConfig, path: Path) -> np.ndarray:
 def _recipe(network: str, base: TrainConfig) -> str:
     module = build(base.model, dict(base.model_args), num_classes=10, dtype=base.dtype)
     widths = architecture(module) or ", ".join(f"{name} {value}" for name, value in base.model_args.items())
-    return f"{network} {widths}; {base.epochs} epochs, batch {base.batch_size}, L1 {base.l1:g}, {base.dtype}"
+    return f"{network} {widths}; {_epochs(base.epochs)}, batch {base.batch_size}, L1 {base.l1:g}, {base.dtype}"
 
 
 def _of_published(recipe: Recipe, base: TrainConfig, data: str) -> dict[str, str]:
@@ -96,8 +96,8 @@ def _of_published(recipe: Recipe, base: TrainConfig, data: str) -> dict[str, str
     if not known:
         return {}
     alike = data == base.dataset and all(getattr(base, f) == getattr(config, f) for f in ("model_args", "epochs", "l1"))
-    whole = f"of {recipe.network} on {data_name(config.dataset)} with all widths, {config.epochs} epochs"
-    batches = f"{config.epochs} epochs with batches of 64 and CIFAR's own mean and deviation"
+    whole = f"of {recipe.network} on {data_name(config.dataset)} with all widths, {_epochs(config.epochs)}"
+    batches = f"{_epochs(config.epochs)} with batches of 64 and CIFAR's own mean and deviation"
     return {
         "published figures": "" if alike else f"{whole} and L1 {config.l1:g}: no comparison",
         "authors and paper": f"they train and fine-tune for {batches}",
@@ -218,7 +218,11 @@ def _at(plan: Plan, ratio: float) -> str:
 
 
 def _after(what: str, number: int) -> str:
-    return f"{what}, {number} epoch{'s' * (number > 1)}"
+    return f"{what}, {_epochs(number)}"
+
+
+def _epochs(number: int) -> str:
+    return f"{number} epoch{'s' * (number > 1)}"
 
 
 def _sweeps(seeds: Seeds) -> dict[str, str]:
@@ -255,4 +259,5 @@ def _percent(seeds: Seeds, name: str, ratio: float | None = None) -> str:
 
 
 def _number(value: float | None, unit: float = 1) -> str:
-    return "" if value is None else f"{value / unit:.2f}"
+    """With two decimals, or two digits of what is smaller than a tenth, as sizes of rehearsals are."""
+    return "" if value is None else f"{value / unit:{'.2f' if abs(value / unit) >= 0.1 or not value else '.2g'}}"

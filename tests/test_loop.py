@@ -219,14 +219,16 @@ def test_bars_on_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     row = {"epoch": 2, "loss": 1.5, "accuracy": 0.25, "learning_rate": 0.1, "small_scales": 0.5}
-    with Progress("tiny[red][/x]", 3, 1, 1) as progress:
-        progress.advance(1)
+    with Progress("tiny[red][/x]", 3, 1, 2, 64) as progress:
+        for _ in range(3):  # a speed takes two times, and the bar shows what was known before
+            progress.advance(1)
+            time.sleep(0.01)
         progress.finish_epoch(row, 7.0)
     assert list(sources.track(range(2), "Decoding [/x]")) == [0, 1]
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sys.stderr.getvalue())
     assert "epoch 2/3  loss 1.5000  accuracy  25.00%  rate 0.1  scales under 0.01  50.0%  7 images/s" in shown
     assert "Decoding [/x]" in shown
-    assert re.search(r"tiny\[red\]\[/x\] .* 67% \d+:\d\d:\d\d left", shown)
+    assert re.search(r"tiny\[red\]\[/x\] .* 67% \d+:\d\d:\d\d left \d:\d\d:\d\d [\d,]+ images/s", shown)
 
 
 def test_the_last_line_says_what_best_was_chosen_on(whole):

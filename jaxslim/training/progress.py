@@ -6,10 +6,13 @@ from typing import Any
 
 
 class Progress:
-    """A bar over all steps, of which `done` were taken before, on a terminal; and a line for each epoch of `steps`."""
+    """A bar over all steps, of which `done` were taken before, on a terminal; and a line for each epoch of `steps`.
 
-    def __init__(self, name: str, epochs: int, done: int, steps: int) -> None:
-        self._epochs, self._bars = epochs, None
+    A step takes `images` images.
+    """
+
+    def __init__(self, name: str, epochs: int, done: int, steps: int, images: int) -> None:
+        self._epochs, self._images, self._bars = epochs, images, None
         if sys.stderr.isatty():
             from rich import console, progress
 
@@ -20,10 +23,11 @@ class Progress:
                 progress.TimeElapsedColumn(),
                 progress.TextColumn("left"),
                 progress.TimeRemainingColumn(elapsed_when_finished=False),
+                progress.TextColumn("{task.fields[rate]}"),
                 console=console.Console(stderr=True),
                 transient=True,
             )
-            self._task = self._bars.add_task(name, total=epochs * steps, completed=done)
+            self._task = self._bars.add_task(name, total=epochs * steps, completed=done, rate="")
 
     def __enter__(self) -> "Progress":
         if self._bars:
@@ -37,7 +41,9 @@ class Progress:
     def advance(self, steps: int) -> None:
         """Show that `steps` more are done."""
         if self._bars:
-            self._bars.advance(self._task, steps)
+            speed = self._bars.tasks[0].speed
+            rate = f"{speed * self._images:,.0f} images/s" if speed else ""
+            self._bars.update(self._task, advance=steps, rate=rate)
 
     def finish_epoch(self, row: Mapping[str, Any], images_per_second: float) -> None:
         """Print the line of an epoch; `row` is its row of metrics.jsonl."""

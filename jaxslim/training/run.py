@@ -105,7 +105,9 @@ class Run(contextlib.ExitStack):
         if saved:
             where = "in the middle of" if self._start > self._epoch * steps_per_epoch else "at"
             self._say(f"{config.name}: continuing {where} epoch {self._epoch + 1}")
-        self._progress = self.enter_context(Progress(config.name, config.epochs, self._start, steps_per_epoch))
+        self._progress = self.enter_context(
+            Progress(config.name, config.epochs, self._start, steps_per_epoch, config.batch_size)
+        )
         self._stop = self.enter_context(stop_requests(largest))
         self._running: deque[Any] = deque()
         self._ahead = 2
