@@ -25,17 +25,20 @@ from jaxslim.errors import InputError
 from jaxslim.training.feed import InMemory, Streaming
 
 SCRIPT = """
-import sys, time
+import itertools, resource, sys, time
 from jaxslim import data
 from jaxslim.data import pipeline
 from jaxslim.data.order import Rows
 import numpy as np
 
 images = data.load(sys.argv[1], image_size=int(sys.argv[2]), stream="always").train_images
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print("started", flush=True)  # at the top level, without a guard against workers that run the script again
-for _ in pipeline.stream(images, Rows(np.arange(8000).reshape(-1, 8) % len(images)), 0, 1000, 2):
-    print("batch", flush=True)
-    time.sleep(60)
+batches = pipeline.stream(images, Rows(np.arange(8000).reshape(-1, 8) % len(images)), 0, 1000, 2)
+for _ in itertools.islice(batches, int(sys.argv[3])):
+    pass
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, flush=True)
+time.sleep(60)
 """
 
 needs_shared_memory = pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows its shared memory as files")
@@ -56,15 +59,18 @@ def rows(steps: int, size: int = 2) -> Rows:
 
 @contextlib.contextmanager
 def script(where: Path, *words: Any) -> Any:
-    """A script that streams with two workers, stopped in its first batch; its group of processes is its own."""
+    """A script that streams some batches of 8 with two workers, and waits; its group of processes is its own.
+
+    Yields the process, the kilobytes that streaming took there, and its children.
+    """
     (where / "script.py").write_text(SCRIPT)
     command = [sys.executable, where / "script.py", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, start_new_session=True, **pipes) as process:
         try:
             assert process.stdout.readline() == "started\n"
-            assert process.stdout.readline() == "batch\n"
-            yield process, psutil.Process(process.pid).children(recursive=True)
+            grown = int(process.stdout.readline())
+            yield process, grown, psutil.Process(process.pid).children(recursive=True)
         finally:
             process.kill()
 
@@ -72,7 +78,7 @@ def script(where: Path, *words: Any) -> Any:
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_processes_end_with_their_parent(folder, tmp_path, sent):
     """Killed, or interrupted at a terminal, which sends SIGINT to the workers too."""
-    with script(tmp_path, folder, 16) as (process, workers):
+    with script(tmp_path, folder, 16, 1) as (process, _, workers):
         assert len(workers) == 3  # two, and Python's tracker of shared memory
         (process.send_signal if sent == signal.SIGKILL else lambda number: os.killpg(process.pid, number))(sent)
         said, errors = process.communicate(timeout=60)
@@ -82,11 +88,12 @@ def test_processes_end_with_their_parent(folder, tmp_path, sent):
     assert errors.count("KeyboardInterrupt") == (sent == signal.SIGINT)
 
 
-def test_a_worker_is_small(tmp_path):
-    """It loads no JAX, which alone takes 140 MB."""
-    folder = make_folder(tmp_path / "pictures")
-    with script(tmp_path, folder, 224) as (_process, workers):
-        assert max(worker.memory_info().rss for worker in workers) < 110e6
+def test_a_stream_takes_little_memory(tmp_path):
+    """Decoded, these 1,600 pictures would take 241 MB, and JAX takes 140 MB of a worker that loads it."""
+    folder = make_folder(tmp_path / "pictures", train=1600)
+    with script(tmp_path, folder, 224, 200) as (_process, grown, workers):
+        assert grown < 120_000  # grain with it
+        assert max(worker.memory_info().rss for worker in workers) < 120e6
 
 
 @pytest.mark.parametrize("size", [8, 256])
