@@ -45,8 +45,8 @@ class Options:
     out: str | None = None
     """Folder of the runs, the results and the report; by default runs/reproduce/NETWORK-DATASET."""
     dataset: str = "cifar10"
-    """cifar10, cifar100, svhn_cropped, mnist, digits or another TFDS name; or the path of a folder of ImageNet, of a
-    CIFAR binary archive (which needs no TensorFlow) or of other images."""
+    """cifar10, cifar100, svhn_cropped+extra, mnist, digits or another TFDS name; or the path of a folder of ImageNet,
+    of a CIFAR binary archive (which needs no TensorFlow) or of other images."""
     data_dir: str | None = None
     """Where TFDS keeps its data sets; the default is the variable TFDS_DATA_DIR, then ~/tensorflow_datasets."""
     seeds: int = 1

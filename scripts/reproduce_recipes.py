@@ -121,7 +121,7 @@ def data_name(dataset: str) -> str:
     for start, name in (("cifar-100", "cifar100"), ("cifar-10", "cifar10"), ("imagenet", "imagenet")):
         if file.startswith(start):
             return name
-    return dataset
+    return dataset.partition("+")[0]
 
 
 def home(module: Any, kind: Kind) -> str:

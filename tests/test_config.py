@@ -83,7 +83,7 @@ DIGITS_RUNS = {
 BY_DATA = {
     "cifar10": {"dataset": "cifar10", "epochs": 160, "augment": ("crop", "flip"), "batch_size": 64},
     "cifar100": {"dataset": "cifar100", "epochs": 160, "augment": ("crop", "flip"), "batch_size": 64},
-    "svhn": {"dataset": "svhn_cropped", "epochs": 20, "augment": ("crop",), "batch_size": 64},
+    "svhn": {"dataset": "svhn_cropped+extra", "epochs": 20, "augment": ("crop",), "batch_size": 64},
     "imagenet": {"dataset": "imagenet2012", "epochs": 60, "image_size": 224, "batch_size": 256},
     "mnist": {"dataset": "mnist", "epochs": 30, "image_size": 28, "channels": 1, "batch_size": 256},
 }

@@ -220,6 +220,23 @@ def test_tfds_is_streamed(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.train_labels, whole.train_labels)
 
 
+def test_a_split_of_tfds_is_added_to_the_training_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = [(encoded(7 + row), row) for row in range(6)]
+    tiny_tfds.write(tmp_path, {"train": images[:2], "test": images[2:3], "extra": images[3:]})
+    load = functools.partial(data.load, data_dir=str(tmp_path), image_size=8)
+    assert load("cifar10").train_labels.tolist() == [0, 1]
+    whole = load("cifar10+extra")
+    lazy = load("cifar10+extra", stream="always")
+    assert whole.name == lazy.name == "cifar10+extra"
+    assert whole.train_labels.tolist() == lazy.train_labels.tolist() == [0, 1, 3, 4, 5]
+    assert whole.test_labels.tolist() == [2]
+    np.testing.assert_array_equal(np.asarray(lazy.train_images), whole.train_images)
+    for wrong in ("cifar10+test", "cifar10+more", "cifar10+extra+"):
+        with pytest.raises(InputError, match=r"has no split '\w*' to add to train and test; it has besides: extra\."):
+            load(wrong)
+
+
 def test_a_broken_picture_of_tfds_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     good = encoded()

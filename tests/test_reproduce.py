@@ -318,7 +318,7 @@ def test_without_published_figures_there_are_no_columns_for_them(tmp_path):
     [
         ("vgg19", "cifar10", (0.7,), 4, ["PyTorch reference", "foolwood", "authors (Rethinking)", "paper"]),
         ("vgg19", "cifar100", (0.5,), 1, ["authors (Rethinking)"]),
-        ("vgg19", "svhn_cropped", (0.7,), 4, []),
+        ("vgg19", "svhn_cropped+extra", (0.7,), 4, []),
         ("resnet164", "cifar10", (0.4, 0.6), 1, ["authors (Rethinking)", "paper"]),
         ("preresnet164", "/data/cifar-100-binary.tar.gz", (0.4, 0.6), 1, ["authors (Rethinking)"]),
         ("densenet40", "cifar-10-batches-bin", (0.4, 0.6, 0.7), 1, ["authors (Rethinking)", "paper"]),
@@ -376,7 +376,7 @@ def packaged_recipes():
     for name in configs.packaged():
         data, _, network = name.partition("-")
         if network.replace("-", "_") in models.MODELS:
-            found[name] = (network.replace("-", "_"), {"svhn": "svhn_cropped"}.get(data, data))
+            found[name] = (network.replace("-", "_"), {"svhn": "svhn_cropped+extra"}.get(data, data))
     return found.items()
 
 

@@ -37,9 +37,9 @@ def load(
     `$XDG_CACHE_HOME/jaxslim/data` (else `~/.cache`); deleting that folder is always safe.
 
     Args:
-      dataset: `digits`, a TFDS name such as `cifar10`, or the path of an image folder (`train/CLASS/*.png`,
-        `test/CLASS/*.png`), of an .npz (`train_images`, `train_labels`, `test_images`, `test_labels`), or of a CIFAR
-        binary archive or the folder extracted from it.
+      dataset: `digits`, a TFDS name such as `cifar10` or `svhn_cropped+extra` (`+` adds a split to the training
+        images), or the path of an image folder (`train/CLASS/*.png`, `test/CLASS/*.png`), of an .npz (`train_images`,
+        `train_labels`, `test_images`, `test_labels`), or of a CIFAR binary archive or the folder extracted from it.
       data_dir: where TFDS keeps its data sets; without it the variable TFDS_DATA_DIR, then `~/tensorflow_datasets`.
       image_size: height and width in pixels that images are resized to.
       channels: 3 repeats grey images, 1 turns colour into luminance.

@@ -38,10 +38,13 @@ log = logging.getLogger(__name__)
 def find(name: str, data_dir: str | None) -> Source:
     """The data set `name`, prepared as array_record in `data_dir`, else in TFDS_DATA_DIR or `~/tensorflow_datasets`.
 
+    `NAME+SPLIT` adds a split to the training images, as `svhn_cropped+extra` does.
+
     Raises:
       InputError: the data set is unknown, not prepared or in another format, or it holds no labelled images.
     """
     root = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    name, *added = name.split("+")
     advice = _advice(name, root)
     with _quiet_absl():
         builder = _builder(name, root, advice)
@@ -52,11 +55,15 @@ def find(name: str, data_dir: str | None) -> Source:
         if "train" not in builder.info.splits or test is None:
             splits = ", ".join(builder.info.splits)
             raise InputError(f"{name} has the splits {splits}; training needs train and test (or validation).")
+        if wrong := [split for split in added if split not in {*builder.info.splits} - {"train", test}]:
+            rest = ", ".join(sorted({*builder.info.splits} - {"train", test})) or "none"
+            raise InputError(f"{name} has no split {wrong[0]!r} to add to train and {test}; it has besides: {rest}.")
+        train = "+".join(["train", *added])
         if test == "validation":
             log.warning("%s has no test split; its validation split takes that place.", name)
         stored = f"{name} in {builder.data_dir} is stored as {builder.info.file_format.value}"
         with as_input_error(name, f"{stored}, which cannot be read here", f"delete that folder. {advice}"):
-            records = builder.as_data_source(["train", test])
+            records = builder.as_data_source([train, test])
 
     names = builder.info.features[label_key].names
 
@@ -71,11 +78,11 @@ def find(name: str, data_dir: str | None) -> Source:
 
     folder = os.path.realpath(builder.data_dir)
     files = sorted(entry.path for entry in os.scandir(folder) if not entry.is_dir())
-    identity = ["tfds", builder.info.full_name, folder, [stamp(file) for file in files]]
+    identity = ["tfds", builder.info.full_name, folder, [stamp(file) for file in files], *added]
 
     def stream(form: Form, workers: int | None) -> Dataset:
         splits: list[tuple[Any, np.ndarray]] = []
-        for split in ("train", test):
+        for split in (train, test):
             pictures = Records(name, folder, split, image_key, advice)
             read_labels = functools.partial(_labels, pictures, name, label_key, advice)
             labels = _kept_labels([*identity, split], read_labels)

@@ -21,8 +21,8 @@ class TrainConfig:
     """Folder of the run: checkpoints, metrics.jsonl, config.json."""
 
     dataset: str = "cifar10"
-    """A TFDS name (cifar10, cifar100, svhn_cropped, mnist, ...), `digits`, or the path of a folder, an .npz or a CIFAR
-    binary archive."""
+    """A TFDS name (cifar10, cifar100, svhn_cropped+extra, mnist, ...), `digits`, or the path of a folder, an .npz or a
+    CIFAR binary archive."""
     data_dir: str | None = None
     """Where TFDS keeps its data sets; without it the variable TFDS_DATA_DIR, then ~/tensorflow_datasets."""
     image_size: int = 32
