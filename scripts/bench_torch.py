@@ -15,7 +15,7 @@ USUAL, LAST = torch.contiguous_format, torch.channels_last
 
 def machine() -> dict[str, Any]:
     """Set PyTorch up for speed; its version, threads and device. An ImportError if it lacks JAX's kind of device."""
-    from jaxslim.data.streams import cores
+    from jaxslim.machine import cores
 
     torch.backends.cudnn.benchmark = True
     torch.set_num_threads(cores())

@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = [
     {"errors"},
-    {"files", "ops"},
+    {"files", "machine", "ops"},
     {"core"},
     {"slim", "models"},
     {"data", "storage", "reporting"},

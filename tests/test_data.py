@@ -152,8 +152,8 @@ def in_description(old, new):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda folder: (folder / TRAIN).unlink(), r"files of cifar10 are damaged.*No such file"),
-        (lambda folder: os.truncate(folder / TEST, 10_000_000), "files of cifar10 are damaged"),
+        (lambda folder: (folder / TRAIN).unlink(), r"files of cifar10 cannot be read.*No such file"),
+        (lambda folder: os.truncate(folder / TEST, 10_000_000), "files of cifar10 cannot be read"),
         (lambda folder: os.truncate(folder / "dataset_info.json", 300), r"TFDS cannot open cifar10(?s:.*)delete its"),
         (in_description("array_record", "tfrecord"), r"stored as tfrecord(?s:.*)file_format='array_record'"),
         (in_description('"train"', '"unlabelled"'), r"has the splits .*unlabelled.*needs train and test"),

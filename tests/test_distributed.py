@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_loop import rows, tiny
+from test_streams import make_folder
 
 from jaxslim.errors import InputError
 from jaxslim.files import locked
@@ -116,6 +117,28 @@ def test_a_lost_process_ends_the_other(start, tmp_path, lost, message):
     _, err, code = finish(started)[1 - lost]
     assert code == -signal.SIGABRT
     assert message in err or f"Task {lost} heartbeat timeout" in err
+
+
+def test_two_processes_that_decode_their_own_shares_give_what_one_gives(start, tmp_path):
+    """With resized crops, which are drawn where a picture is decoded."""
+    folder, found = str(make_folder(tmp_path / "pictures")), []
+    for name, number in (("one", 1), ("two", 2)):
+        augment, how = ("resized-crop", "flip"), {"stream": "always", "workers": number, "image_size": 16}
+        config = tiny(
+            tmp_path / name,
+            dataset=folder,
+            augment=augment,
+            epochs=2,
+            channels=3,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            **how,
+        )
+        done = finish(start(config, number))
+        assert [code for _, _, code in done] == [0] * number, done
+        found.append(config.folder)
+    for mine, theirs in zip(*map(rows, found), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
 
 
 def test_a_mistake_of_one_process_ends_the_other(start, tmp_path):

@@ -118,7 +118,8 @@ def test_processes_and_their_memory_end_with_their_batches(folder, taken, size):
         found = [*itertools.islice(batches, taken)]
         assert multiprocessing.active_children()
         time.sleep(0.3)  # until they have decoded what they may
-        assert shared(2 * size * size * 3) or size == 8
+        if taken == 1 and size != 8:  # small pictures go through a pipe
+            assert shared(2 * size * size * 3)
     assert len(found) == taken
     assert multiprocessing.active_children() == []
     assert shared(2 * size * size * 3) == 0
@@ -158,9 +159,11 @@ def test_a_stop_reaches_workers_too(folder, tmp_path):
     """Schedulers send SIGTERM to all processes of a job: the run ends its step and writes its checkpoint."""
     words = [sys.executable, "-m", "jaxslim", "train", "--dataset", folder, *FLAGS, "--workers", "2"]
     command = [*map(str, words), "--epochs", "400", "--workdir", str(tmp_path / "run")]
+    rows_file = tmp_path / "run" / "metrics.jsonl"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True) as run:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        while not (rows_file.exists() and rows_file.stat().st_size):
+            assert time.monotonic() < deadline
             time.sleep(0.005)
         os.killpg(run.pid, signal.SIGTERM)
         _, errors = run.communicate(timeout=60)
@@ -182,6 +185,7 @@ def test_files_that_are_no_files_are_not_waited_for(tmp_path, cause, workers):
     stream = Streaming(mesh(), lazy.train_images, lazy.train_labels, 24, 0, 1, False)
     with pytest.raises(InputError, match=rf"{file}( is no regular file|: No such file)"):
         taken(stream.batches(1))
+    stream.close()
 
 
 def test_a_set_of_broken_pictures_is_refused(tmp_path):
@@ -218,6 +222,19 @@ def test_tfds_is_streamed(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "_examples", None)
     again = load(stream="always")
     np.testing.assert_array_equal(again.train_labels, whole.train_labels)
+
+
+def test_a_disk_that_fails_breaks_no_picture(tmp_path, monkeypatch):
+    """array_record tells no error number, so nothing that it says makes a picture a broken one, to be skipped."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tiny_tfds.write(tmp_path, {"train": [(encoded(), 0)] * 3, "test": [(encoded(), 0)]})
+    lazy = data.load("cifar10", data_dir=str(tmp_path), image_size=8, stream="always", workers=1, skip_broken=True)
+    for file in tmp_path.rglob("*array_record*"):
+        file.rename(file.with_name("elsewhere"))
+    stream = Streaming(mesh(), lazy.train_images, lazy.train_labels, 3, 0, 1, False)
+    with pytest.raises(InputError, match=r"^Image \d of cifar10, train, in .* cannot be read \(.*check the disk"):
+        taken(stream.batches(1))
+    stream.close()
 
 
 def test_a_split_of_tfds_is_added_to_the_training_images(tmp_path, monkeypatch):

@@ -704,16 +704,11 @@ def test_the_step_lowers_for_accelerators(platform, steps):
     assert program.count("stablehlo.convolution") == 2 + 2 + 1  # forward, kernels, the second layer's images
 
 
-def test_a_step_on_a_cpu_copies_no_parameters(monkeypatch):
-    """Beside the state it holds the gradients and little else. Left to itself, XLA copies each kernel first."""
+def test_a_step_on_a_cpu_copies_no_parameters():
+    """Beside the state it holds the gradients and little else."""
     config, module = TrainConfig(augment=(), batch_size=8), jaxslim.mlp(num_classes=10, widths=(1500, 1500, 1500))
-    variables, needed = module.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3))), []
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
-    for options in (loop.LEAN, {}):
-        monkeypatch.setattr(loop, "LEAN", options)
-        state, step = start(config, module, variables, one_device())
-        batch = Batch(jnp.zeros((8, 16, 16, 3), jnp.uint8), jnp.zeros(8, jnp.int32))
-        compiled = step.lower(state, batch, jax.random.key(0)).compile()
-        needed.append(compiled.memory_analysis().temp_size_in_bytes / size)
-    assert needed[0] < 1.2
-    assert needed[1] > needed[0] + 0.3
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    state, step = start(config, module, variables, one_device())
+    batch = Batch(jnp.zeros((8, 16, 16, 3), jnp.uint8), jnp.zeros(8, jnp.int32))
+    needed = step.lower(state, batch, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
+    assert needed < 1.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(variables))

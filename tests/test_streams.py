@@ -24,6 +24,8 @@ from jaxslim.data import Form, Streamed, streams
 from jaxslim.data.order import Order
 from jaxslim.errors import InputError
 from jaxslim.training import feed
+from jaxslim.training.config import TrainConfig
+from jaxslim.training.evaluation import training_batches
 from jaxslim.training.feed import InMemory, Streaming
 
 FLAGS = ["--image-size", "16", "--stream", "always", "--model", "vgg", "--model-args", "widths=4,M,6"]
@@ -237,6 +239,11 @@ def test_broken_pictures_are_left_out_when_asked(tmp_path, caplog):
     tested = feed.feed(mesh(), lazy.test_images, lazy.test_labels)
     labels = taken(tested.pick(np.arange(12, dtype=np.int32)[None]))[0][1]
     assert (labels == -1).sum() == 1
+    config = TrainConfig(batch_size=8, augment=(), mean=(0, 0, 0), std=(1, 1, 1))
+    seen = training_batches(config, lazy, 3)
+    assert len(np.unique(np.concatenate([images for images, _ in seen]).reshape(24, -1), axis=0)) == 23
+    for images, labels in seen:  # the replacement has its own label, and bright pictures are of class 0
+        np.testing.assert_array_equal(images.mean((1, 2, 3)) < 0.5, labels)
     memory = data.load(str(root), image_size=16, skip_broken=True)
     assert len(memory.train_images) == len(memory.train_labels) == 23
     assert len(memory.test_labels) == 11
@@ -308,7 +315,8 @@ def test_a_stopped_run_ends_its_workers_and_goes_on(folder, tmp_path):
     epochs = ("--epochs", "40")
     run, rows = start(folder, tmp_path / "run", *epochs), tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not rows.exists() and time.monotonic() < deadline:
+    while not (rows.exists() and rows.stat().st_size):  # until it takes signals
+        assert time.monotonic() < deadline
         time.sleep(0.005)
     workers = psutil.Process(run.pid).children(recursive=True)
     os.kill(run.pid, signal.SIGTERM)

@@ -1,8 +1,8 @@
 """Folders of image files: SPLIT/CLASS/FILE."""
 
 import logging
+import math
 import os
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -77,7 +77,8 @@ class Files:
 
     def __init__(self, folder: str, paths: Sequence[str]) -> None:
         self._folder, self._home = folder, os.getcwd()  # where a relative path starts; a process may start elsewhere
-        self._names = np.array([os.fsencode(os.path.relpath(path, folder)) for path in paths])
+        start = os.path.join(folder, "")
+        self._names = np.array([os.fsencode(path.removeprefix(start)) for path in paths])
 
     def __len__(self) -> int:
         return len(self._names)
@@ -175,9 +176,11 @@ def _opened(name: str, file: str) -> Any:
     """A Pillow image of a file that messages call `name`, not decoded yet."""
     from PIL import Image
 
-    with warnings.catch_warnings(), _broken(name):
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(file, formats=FORMATS)
+    with _broken(name):
+        image = Image.open(file, formats=FORMATS)
+        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise ValueError(f"it has {image.width}x{image.height} pixels")
+        return image
 
 
 def _broken(file: str) -> AbstractContextManager[None]:

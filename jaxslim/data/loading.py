@@ -1,6 +1,7 @@
 """Finding a data set and loading it, with a cache of decoded images."""
 
 import functools
+import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -10,9 +11,9 @@ import numpy as np
 
 from jaxslim.data import archives, digits, folders
 from jaxslim.data.sources import Dataset, Form, Source, cache_file, decoded_bytes
-from jaxslim.data.streams import memory
 from jaxslim.errors import InputError
 from jaxslim.files import replacing
+from jaxslim.machine import memory
 
 CACHE_VERSION = 1  # raise it when the same source would decode to other pixels
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".gz")
@@ -46,8 +47,8 @@ def load(
       fit: how pictures become squares: "stretch", or "crop", which takes the middle.
       stream: when pictures of folders and of TFDS are decoded only as their turn comes, so that `train_images` and
         `test_images` are `Streamed`: "always", "never", or "auto", if all would take a quarter of the memory or more.
-      workers: processes that decode a stream while training; None for half of the cores.
-      skip_broken: whether broken files of a folder are left out, with a warning.
+      workers: processes that decode a stream while training: None for half of the cores, at most 8; 0 for threads.
+      skip_broken: whether broken files of a folder or a stream are left out, with a warning.
 
     Raises:
       InputError: there is no such data set, or it is damaged or not of the form above.
@@ -60,6 +61,9 @@ def load(
     needed, there = decoded_bytes(source.pictures, form), memory()
     if source.stream is not None and (stream == "always" or (stream == "auto" and needed > there / 4)):
         size = f"{source.pictures:,} images of {image_size}x{image_size} would take {needed / 1e9:,.1f} GB"
+        if importlib.util.find_spec("grain") is None:
+            missing = f"{dataset} would be decoded while training by grain, which is not installed here"
+            raise InputError(f"{missing}; --stream never decodes all images into memory.")
         log.info("%s: %s of %.1f GB of memory; they are decoded while training.", dataset, size, there / 1e9)
         return source.stream(form, workers)._replace(name=dataset)
     read = source.read if source.identity is None else functools.partial(_read_cached, source)

@@ -4,16 +4,18 @@ import contextlib
 import gc
 import math
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
-from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
 from jaxslim.data import worker
-from jaxslim.data.streams import Asked, Part, Streamed, cores
+from jaxslim.data.streams import Asked, Part, Streamed
 from jaxslim.errors import InputError
+from jaxslim.machine import cores
 
 CHUNK_BYTES = 2**20
 """Images that go from one process to another at once take about so much."""
@@ -23,9 +25,8 @@ SMALL = 2**12
 """Bytes below which arrays are not shared but sent through a pipe, in one piece: nobody waits for a killed worker."""
 MOST_THREADS, MOST_WORKERS = 16, 8
 PROFILING = "grain_enable_multiprocess_worker_profiling"
-ENDED = (
-    "A process that decodes images was ended from outside, as systems do when the memory runs out; use fewer --workers."
-)
+TERMINATED = re.compile(r"terminated unexpectedly with exit code -(\d+)")
+"""What grain says of a worker that a signal ended."""
 
 
 def stream(
@@ -67,11 +68,11 @@ def stream(
     try:
         yield from _joined(found, count, each, workers)
     except RuntimeError as error:
-        if "terminated" not in str(error):
+        if not (killed := TERMINATED.search(str(error))):
             raise
-        failure = ENDED
+        failure = _killed(int(killed[1]))
     finally:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), worker.lean():
             found.get_state()  # makes grain know of all its processes, which it then ends
         if hasattr(found, "close"):
             found.close()
@@ -100,18 +101,29 @@ class _Chunks:
 
 
 def _joined(found: Iterator[Any], count: int, each: int, workers: int) -> Iterator[Part]:
-    """Batches of `each` chunks, in memory of their own: that of a worker is taken back."""
+    """Batches of `each` chunks. Each chunk is copied at once, since what a worker shares is little."""
+
+    def own() -> tuple[np.ndarray, ...]:
+        return tuple(map(np.array, next(found)))
+
     with worker.lean():
-        ready = list(islice(found, workers))  # by the first chunk of each, all processes run
-    chunks = chain(ready, found)
-    del ready
+        ready = [own() for _ in range(workers)]  # by the first chunk of each, all processes run
     for _ in range(count):
-        yield Part(*map(np.concatenate, zip(*islice(chunks, each), strict=True)))
+        parts = [ready.pop(0) if ready else own() for _ in range(each)]
+        yield Part(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _killed(number: int) -> str:
+    name = signal.Signals(number).name
+    if name == "SIGBUS":
+        return "The memory that processes share is full; make /dev/shm larger, or use fewer --workers."
+    killed = f"A process that decodes images was ended from outside ({name})"
+    return f"{killed}, as systems do when the memory runs out; use fewer --workers."
 
 
 def _shared_memory() -> int:
     """Bytes that are free for what processes share; containers often have little, and writing more kills a process."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):
         free = os.statvfs("/dev/shm")
         return free.f_bavail * free.f_frsize
     return sys.maxsize

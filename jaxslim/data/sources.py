@@ -23,7 +23,6 @@ MAX_BYTES = 64 * 2**30
 MAX_CLASSES = 2**16
 CROPPED = 224 / 256
 """Share of the shorter side that `Form.crop` keeps."""
-SYSTEM_FAILURES = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +93,8 @@ def as_input_error(path: object, problem: str, fix: str, kind: type[InputError] 
     except (InputError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in SYSTEM_FAILURES:
+        # A decoder's own errors have no number, and a damaged file can send it to a place that a file cannot have.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise InputError(f"Cannot read {path}: {error.strerror}.") from error
         raise kind(f"{problem} ({first_line(error)}); {fix}") from error
 

@@ -1,9 +1,7 @@
 """Sets of pictures that do not fit into memory: each is decoded when its turn comes. Nothing here imports JAX."""
 
 import math
-import os
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -59,7 +57,7 @@ class Streamed:
         return np.stack(images) if images else np.empty(self.shape, np.uint8)
 
     def read(self, number: int, rng: np.random.Generator | None) -> tuple[np.ndarray, int, str]:
-        """Decode one; with `rng`, a random-resized crop of it. Nothing is raised, since processes pass the result on.
+        """Decode one; with `rng`, a random-resized crop of it. Faults are told, not raised, since processes pass them on.
 
         Returns:
           The image, the number of the picture that it is of, and what was wrong. In place of a broken picture comes the
@@ -136,19 +134,3 @@ class Asked(NamedTuple):
     """int (n,): pictures."""
     seeds: np.ndarray | None = None
     """int (n, 3): of each random-resized crop; None for whole pictures."""
-
-
-def cores() -> int:
-    """How many cores this process may use; the machine may have more."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory() -> float:
-    """Bytes of memory that this process may use: of the machine, or of its control group if that is less."""
-    limits = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))] if hasattr(os, "sysconf") else []
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limits.append(float(Path(file).read_text()))
-        except (OSError, ValueError):
-            continue
-    return min(limits, default=math.inf)

@@ -119,8 +119,11 @@ class Records:
 
     def open(self, number: int) -> Any:
         """See `Pictures`."""
+        what, fix = f"Image {number} of {self._name}, {self._split}", _repair(self._folder, self._advice)
+        with as_input_error(self._folder, f"{what}, in {self._folder} cannot be read", fix):
+            content = self.records[number][self._key]
         with self.broken(number):
-            return Image.open(io.BytesIO(self.records[number][self._key]))
+            return Image.open(io.BytesIO(content))
 
     def broken(self, number: int) -> contextlib.AbstractContextManager[None]:
         """See `Pictures`."""
@@ -132,7 +135,7 @@ class Records:
 def _kept_labels(identity: list, read: Callable[[], np.ndarray]) -> np.ndarray:
     """Labels, read once and then kept in the cache of decoded data."""
     file = cache_file(identity, "-labels.npy")
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, EOFError):
         return np.load(file, allow_pickle=False)
     labels = read()
     with contextlib.suppress(OSError), replacing(file) as temporary, temporary.open("wb") as stream:
@@ -144,6 +147,10 @@ def _labels(pictures: Records, name: str, label_key: str, advice: str) -> np.nda
     """The labels of a split, without decoding its images."""
     examples = _examples(name, pictures.records, advice, "Reading the labels of {} images")
     return np.array([example[label_key] for example in examples], np.int64)
+
+
+def _repair(folder: str, advice: str) -> str:
+    return f"check the disk; if the files are damaged, delete {folder}. {advice}"
 
 
 def _advice(name: str, root: str) -> str:
@@ -182,7 +189,7 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
 def _examples(name: str, split: Any, advice: str, what: str) -> Iterator[dict]:
     """Read a data source in batches; the checksums in its files find damage."""
     for start in track(range(0, len(split), 500), f"{what.format(len(split))} of {name}"):
-        with as_input_error(name, f"The files of {name} are damaged", f"delete its folder. {advice}"), _quiet_absl():
+        with as_input_error(name, f"The files of {name} cannot be read", _repair("its folder", advice)), _quiet_absl():
             examples = split.__getitems__(list(range(start, min(start + 500, len(split)))))
         yield from examples
 

@@ -1,5 +1,6 @@
 """Which criterion cuts best: one trained network, cut by many criteria, before and after fine-tuning."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -129,10 +130,11 @@ def tuned(of: Subject, variables: Any, chosen: Plan, epochs: int) -> Any:
     state = TrainState(jnp.int32(0), variables, (start(variables["params"]), keep), sums)
     state = feed.place(jax.tree.map(jnp.copy, state), everywhere)  # a step takes the arrays of its state over
     key = feed.place(jax.random.key(config.seed + 1), everywhere)
-    for epoch in range(1, epochs + 1):
-        for batch in batches.batches(epoch, skip=0):
-            state = step(state, batch, key)
-            jax.block_until_ready(state.step)
+    with contextlib.closing(batches):
+        for epoch in range(1, epochs + 1):
+            for batch in batches.batches(epoch, skip=0):
+                state = step(state, batch, key)
+                jax.block_until_ready(state.step)
     return state.variables
 
 
@@ -142,7 +144,8 @@ def _tuner(path: Path, epochs: int) -> tuple[Any, Any, Any, Any]:
     of, mesh = subject(path), feed.device_mesh()
     config = finetuning(path, epochs=epochs)
     images = of.images
-    batches = feed.InMemory(mesh, images.train_images, images.train_labels, config.batch_size, config.seed)
+    seen = images.train_images, images.train_labels, config.batch_size, config.seed
+    batches = feed.feed(mesh, *seen, epochs=epochs)
     unpulled = jax.tree.map(lambda _: False, of.variables["params"])
     tx = optimizer(config, learning_rates(config, batches.steps_per_epoch), unpulled)
     gate = optax.GradientTransformation(

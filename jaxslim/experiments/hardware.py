@@ -6,7 +6,7 @@ from importlib import metadata
 
 import jax
 
-from jaxslim.data.streams import cores
+from jaxslim.machine import cores
 
 
 def machine() -> dict[str, str]:

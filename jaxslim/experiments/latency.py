@@ -16,9 +16,9 @@ import numpy as np
 from jaxslim.core.cost import count
 from jaxslim.core.isolate import Isolated, isolated, repeated, sample
 from jaxslim.data.sources import track
-from jaxslim.data.streams import cores
 from jaxslim.errors import InputError
 from jaxslim.interop.export import export
+from jaxslim.machine import cores
 from jaxslim.reporting.latency import Latency, Layer, Size, Timing, is_slow, macs_ratio
 from jaxslim.slim.latency import ROUNDS, compare
 from jaxslim.storage import checkpoint

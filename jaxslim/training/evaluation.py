@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxslim.data import Dataset, augmenter, hold_out, normalise
 from jaxslim.data.order import order
 from jaxslim.training.config import TrainConfig
-from jaxslim.training.feed import Batch, check_batches, device_mesh, feed, place, shardings
+from jaxslim.training.feed import Batch, check_batches, device_mesh, feed, place, sample, shardings
 from jaxslim.training.optimizer import losses
 
 
@@ -89,7 +89,5 @@ def training_batches(config: TrainConfig, images: Dataset, count: int) -> list[t
     make = jax.jit(lambda batch, key: normalise(augment(batch, key), config.mean, config.std))
     chosen = order(config.seed, 0, len(pixels), config.batch_size)[:count]
     keys = jax.random.split(jax.random.key(config.seed), len(chosen))
-    labels = images.train_labels
-    return [
-        (make(np.asarray(pixels[row]), key), jnp.asarray(labels[row])) for row, key in zip(chosen, keys, strict=True)
-    ]
+    taken = sample(pixels, images.train_labels, chosen)
+    return [(make(batch, key), jnp.asarray(labels)) for (batch, labels), key in zip(taken, keys, strict=True)]

@@ -154,14 +154,14 @@ class Streaming:
         for number in range(first, epoch * self.steps_per_epoch):
             part = next(parts)
             self._running = number + 1, parts
-            self._check(part)
+            check(part, self._told)
             yield self._placed(part.images, self._labels[part.numbers], self._batch_size)
 
     def pick(self, rows: np.ndarray) -> Iterator[Batch]:
         """See `Feed`. A broken picture that is to be skipped has the label -1."""
         mine = _share(self._split, rows.shape[1])
         for row, part in zip(rows, stream(self._images, Rows(rows[:, mine]), 0, len(rows), 0), strict=True):
-            self._check(part)
+            check(part, self._told)
             labels = np.where(part.numbers == row[mine], self._labels[part.numbers], -1)
             yield self._placed(part.images, labels.astype(self._labels.dtype), rows.shape[1])
 
@@ -172,19 +172,33 @@ class Streaming:
             parts.close()
         self._running = 0, iter(())
 
-    def _check(self, part: Part) -> None:
-        if failed := part.faults[part.numbers < 0].tolist():
-            raise InputError(failed[0])
-        for fault in filter(None, part.faults.tolist()):
-            if fault not in self._told:
-                self._told.add(fault)
-                log.warning("Left out: %s", fault)
-
     def _placed(self, images: np.ndarray, labels: np.ndarray, size: int) -> Batch:
         def put(array: np.ndarray) -> jax.Array:
             return jax.make_array_from_process_local_data(self._split, array, (size, *array.shape[1:]))
 
         return Batch(put(images), put(labels))
+
+
+def sample(images: Any, labels: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images and labels at the indices `rows` (steps, batch), on the host, step by step, as training sees them."""
+    if isinstance(images, Streamed):
+        told: set[str] = set()
+        for part in stream(images, Rows(rows), 0, len(rows), 0):
+            check(part, told)
+            yield part.images, labels[part.numbers]
+    else:
+        for row in rows:
+            yield images[row], labels[row]
+
+
+def check(part: Part, told: set[str]) -> None:
+    """Raise an InputError if a picture could not be read, and warn of those left out that were not `told` before."""
+    if failed := part.faults[part.numbers < 0].tolist():
+        raise InputError(failed[0])
+    for fault in dict.fromkeys(filter(None, part.faults.tolist())):
+        if fault not in told:
+            told.add(fault)
+            log.warning("Left out: %s", fault)
 
 
 def _share(split: NamedSharding, size: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import optax
 from jax import lax
 
 from jaxslim import data
+from jaxslim.ops.memory import in_place
 from jaxslim.slim.criteria.scales import scale_values
 from jaxslim.slim.distillation import distillation
 from jaxslim.training import feed
@@ -35,14 +36,6 @@ class Sums(NamedTuple):
     correct: Any
     finite: Any
     """Steps before the first loss that was not finite."""
-
-
-LEAN = {
-    "xla_cpu_copy_insertion_use_region_analysis": True,
-    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-}
-"""Options of XLA for steps on CPUs: parameters are updated in place, and the order of work holds least at a time. At
-the default, XLA copies each kernel first, since the backward pass may still read it."""
 
 
 class TrainState(NamedTuple):
@@ -187,7 +180,7 @@ def train_step(
         return lax.scan(lambda state, chosen: (one(state, batch, chosen, key, known), None), state, batch.rows)[0]
 
     everywhere, _ = feed.shardings(mesh)
-    options = LEAN if mesh.devices.flat[0].platform == "cpu" else None
+    options = in_place() if mesh.devices.flat[0].platform == "cpu" else None
     return jax.jit(step, donate_argnums=0, out_shardings=everywhere, compiler_options=options)
 
 

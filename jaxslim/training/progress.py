@@ -12,9 +12,13 @@ class Progress:
     """
 
     def __init__(self, name: str, epochs: int, done: int, steps: int, images: int) -> None:
-        self._epochs, self._images, self._bars = epochs, images, None
+        self._epochs, self._bars = epochs, None
         if sys.stderr.isatty():
-            from rich import console, progress
+            from rich import console, progress, text
+
+            class Rate(progress.ProgressColumn):
+                def render(self, task: progress.Task) -> text.Text:
+                    return text.Text(f"{task.speed * images:,.0f} images/s" if task.speed else "")
 
             self._bars = progress.Progress(
                 progress.TextColumn("{task.description}", markup=False),
@@ -23,11 +27,11 @@ class Progress:
                 progress.TimeElapsedColumn(),
                 progress.TextColumn("left"),
                 progress.TimeRemainingColumn(elapsed_when_finished=False),
-                progress.TextColumn("{task.fields[rate]}"),
+                Rate(),
                 console=console.Console(stderr=True),
                 transient=True,
             )
-            self._task = self._bars.add_task(name, total=epochs * steps, completed=done, rate="")
+            self._task = self._bars.add_task(name, total=epochs * steps, completed=done)
 
     def __enter__(self) -> "Progress":
         if self._bars:
@@ -41,9 +45,7 @@ class Progress:
     def advance(self, steps: int) -> None:
         """Show that `steps` more are done."""
         if self._bars:
-            speed = self._bars.tasks[0].speed
-            rate = f"{speed * self._images:,.0f} images/s" if speed else ""
-            self._bars.update(self._task, advance=steps, rate=rate)
+            self._bars.advance(self._task, steps)
 
     def finish_epoch(self, row: Mapping[str, Any], images_per_second: float) -> None:
         """Print the line of an epoch; `row` is its row of metrics.jsonl."""
