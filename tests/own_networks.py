@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
@@ -117,3 +118,51 @@ def list_of_layers(num_classes: int) -> list[int]:
 
 
 NUMBER = 3
+
+
+class Probabilities(NoTrain):
+    """It ends in a softmax."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        return nn.softmax(nn.Dense(self.num_classes)(images.mean((1, 2))))
+
+
+class Heads(NoTrain):
+    """It has a second head in training."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> Any:
+        x = images.mean((1, 2))
+        first, second = nn.Dense(self.num_classes)(x), nn.Dense(self.num_classes)(x)
+        return (first, second) if train else first
+
+
+class Wider(NoTrain):
+    """It gives more in training."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        out = nn.Dense(2 * self.num_classes)(images.mean((1, 2)))
+        return out if train else out[:, : self.num_classes]
+
+
+class Mapped(NoTrain):
+    """Its BatchNorm takes the mean over the devices of `pmap`."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = nn.BatchNorm(use_running_average=not train, axis_name="batch")(nn.Conv(4, (3, 3))(images))
+        return nn.Dense(self.num_classes)(x.mean((1, 2)))
+
+
+class Grouped(NoTrain):
+    """GroupNorm in place of BatchNorm, and parameters of bfloat16."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = nn.relu(nn.GroupNorm(4)(nn.Conv(16, (3, 3), param_dtype=jnp.bfloat16)(images)))
+        return nn.Dense(self.num_classes)(x.mean((1, 2)))
+
+
+INSTANCE = Linen(3)

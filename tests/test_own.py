@@ -289,6 +289,16 @@ def test_loading_never_imports_what_a_checkpoint_names(tmp_path):
         ("own_networks:Five", [], "own_networks:Five tells 5 classes apart and"),
         ("own_networks:Failing", [], "no_such_attribute"),
         ("own_networks:NNX", ["--dtype", "bfloat16"], "own_networks:NNX takes no dtype"),
+        ("own_networks:INSTANCE", [], "own_networks:INSTANCE is a module already; name the class, or a function that"),
+        ("own_networks:Linen", ["--model-args", "num_classes=7"], "model_args give num_classes; leave it out"),
+        ("own_networks:Probabilities", [], "own_networks:Probabilities gives probabilities, which sum to 1; return"),
+        ("own_networks:Heads", [], "own_networks:Heads gives tuple in training and logits (4, 3) in evaluation"),
+        ("own_networks:Wider", [], "own_networks:Wider gives (4, 6) in training and logits (4, 3) in evaluation"),
+        (
+            "own_networks:Mapped",
+            [],
+            "own_networks:Mapped in training cannot be applied to images of shape (8, 8, 1) (F",
+        ),
     ],
 )
 def test_mistakes(call, tmp_path, model, words, message):
@@ -314,6 +324,42 @@ def test_code_that_cannot_be_imported(call, tmp_path, monkeypatch):
 def test_other_code_than_that_of_the_checkpoint(call, home, tmp_path):
     done = call(prune, home / "Linen" / "run", "--ratio", 0.5, "--out", tmp_path / "x", "--model", "own_networks:NNX")
     assert_one_message(done, "is of another network than the model")
+
+
+def test_edited_code_is_refused(tmp_path):
+    """The parameters still fit, and the network would silently be another."""
+    code = "from flax import linen as nn\n\n\nclass Net(nn.Module):\n    num_classes: int\n\n    @nn.compact\n"
+    code += "    def __call__(self, x, train):\n        x = nn.BatchNorm(not train)(nn.Conv(8, (3, 3))(x))\n"
+    code += "        return nn.Dense(self.num_classes)(nn.relu(x).mean((1, 2)))\n"
+    (tmp_path / "edited.py").write_text(code)
+    file = config(tmp_path, "").dataset
+    words = ["--dataset", file, "--image-size", 8, "--channels", 1, "--workdir", "run", "--batch-size", 8]
+    done = python("-m", "jaxslim", "train", "--model", "edited:Net", *words, "--epochs", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "edited.py").write_text("# a comment\n" + code)
+    cut = ["-m", "jaxslim", "prune", "run", "--ratio", 0.3, "--model", "edited:Net", "--out"]
+    assert python(*cut, "cut", cwd=tmp_path).returncode == 0
+    (tmp_path / "edited.py").write_text(code.replace("nn.relu", "nn.gelu"))
+    tune = ["-m", "jaxslim", "train", "--init-from", "cut", "--model", "edited:Net"]
+    for command in ([*cut, "cut2"], tune):
+        done = python(*command, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "The code of the model computes something else than the network in " in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_scales_of_groups_decide_and_parameters_become_float32(call, tmp_path):
+    """GroupNorm ties a group's channels in two ways: whole groups go, or the same place of each group."""
+    made = train_network(config(tmp_path, "own_networks:Grouped", l1=1e-3, epochs=1))
+    own.register("own_networks:Grouped")
+    loaded = jaxslim.load(tmp_path / "run")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded.variables)} == {"float32"}
+    assert made
+    words = ["--ratio", 0.5, "--out", tmp_path / "cut", "--model", "own_networks:Grouped"]
+    done = call(prune, tmp_path / "run", *words)
+    assert done.code == 0, done.err
+    small = jaxslim.load(tmp_path / "cut")
+    assert small.variables["params"]["GroupNorm_0"]["scale"].shape[0] <= 8
 
 
 def test_a_checkpoint_of_one_of_jaxslims_own_networks_takes_no_code(call, tmp_path):

@@ -134,6 +134,14 @@ def shared(size: int) -> int:
     return found.count(size)
 
 
+def test_a_stream_that_nobody_closes_ends_with_its_script(folder, tmp_path):
+    lines = [*SCRIPT.splitlines()[:10], "batches = pipeline.stream(images, Rows(np.zeros((99, 8), int)), 0, 99, 2)"]
+    (tmp_path / "script.py").write_text("\n".join([*lines, "next(batches)"]))
+    command = [sys.executable, tmp_path / "script.py", folder, "224"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
+
+
 def test_a_batch_travels_in_parts(folder):
     """Whatever its size; of pictures above a megabyte, one at a time."""
     for size, batch in ((600, 3), (256, 8), (8, 5)):
@@ -172,20 +180,23 @@ def test_a_stop_reaches_workers_too(folder, tmp_path):
     assert b"goes on where it was" in errors
 
 
-@pytest.mark.parametrize("cause", ["pipe", "gone"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_files_that_are_no_files_are_not_waited_for(tmp_path, cause, workers):
-    """Nor are they skipped, since no picture is broken."""
+def test_files_that_change_while_training(tmp_path, workers):
+    """One that has gone is left out like a broken one, if that is asked for. A pipe is not waited for."""
     folder = make_folder(tmp_path / "pictures")
-    lazy = data.load(str(folder), image_size=16, stream="always", workers=workers, skip_broken=True)
     file = folder / "train" / "bright" / "000.jpg"
+    lazy = [data.load(str(folder), image_size=16, stream="always", workers=workers, skip_broken=s) for s in (0, 1)]
+    strict, lenient = (Streaming(mesh(), each.train_images, each.train_labels, 24, 0, 1, False) for each in lazy)
     file.unlink()
-    if cause == "pipe":
-        os.mkfifo(file)
-    stream = Streaming(mesh(), lazy.train_images, lazy.train_labels, 24, 0, 1, False)
-    with pytest.raises(InputError, match=rf"{file}( is no regular file|: No such file)"):
-        taken(stream.batches(1))
-    stream.close()
+    with pytest.raises(InputError, match=rf"The image {file} is gone; put it back. --skip-broken leaves"):
+        taken(strict.batches(1))
+    ((images, _),) = taken(lenient.batches(1))
+    assert len(np.unique(images.reshape(24, -1), axis=0)) == 23
+    os.mkfifo(file)
+    for stream in (strict, lenient):
+        with pytest.raises(InputError, match=rf"{file} is no regular file"):
+            taken(stream.batches(1))
+        stream.close()
 
 
 def test_a_set_of_broken_pictures_is_refused(tmp_path):

@@ -39,8 +39,8 @@ class Options(OfCut):
     """Cut until 16 images take at most this on this device, instead of a ratio: a share of the full network's time such
     as 0.5, or a time such as 2ms."""
     criterion: Criterion | None = dataclasses.field(default=None, metadata={"metavar": "|".join(get_args(Criterion))})
-    """What says which channels matter, a function of jaxslim.criteria; by default the scales of BatchNorm, or the
-    magnitude of the weights in a network without."""
+    """What says which channels matter, a function of jaxslim.criteria; by default the scales of BatchNorm. In a network
+    without, the scales that training with L1 pulled on, or else the magnitude of the weights."""
     scope: Literal["global", "layer", "alike"] = "global"
     """Which channels compete: all of them, those of one layer, or those of alike layers."""
     ratios: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})

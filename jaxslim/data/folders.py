@@ -89,6 +89,8 @@ class Files:
     def open(self, number: int) -> Any:
         """See `Pictures`."""
         file = os.path.join(self._home, self._path(number))
+        if not os.path.exists(file):
+            raise BrokenImage(f"The image {self._path(number)} is gone; put it back.")
         stamp(file)
         return _opened(self._path(number), file)
 

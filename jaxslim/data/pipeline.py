@@ -1,5 +1,6 @@
 """Batches of a stream, decoded by grain ahead of their use, in processes or threads. Nothing here imports JAX."""
 
+import atexit
 import contextlib
 import gc
 import math
@@ -9,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -44,6 +46,24 @@ def stream(
     Raises:
       InputError: a worker was killed.
     """
+    found = _stream(images, asked, start, count, workers)
+    _RUNNING.add(found)
+    return found
+
+
+_RUNNING: WeakSet[Generator[Part]] = WeakSet()
+
+
+@atexit.register
+def _end() -> None:
+    """End the workers of streams that nobody has closed, while Python can still do so."""
+    for found in list(_RUNNING):
+        found.close()
+
+
+def _stream(
+    images: Streamed, asked: Callable[[int], Asked], start: int, count: int, workers: int | None
+) -> Generator[Part]:
     import grain
     from absl import flags
 

@@ -57,7 +57,7 @@ class Streamed:
         return np.stack(images) if images else np.empty(self.shape, np.uint8)
 
     def read(self, number: int, rng: np.random.Generator | None) -> tuple[np.ndarray, int, str]:
-        """Decode one; with `rng`, a random-resized crop of it. Faults are told, not raised, since processes pass them on.
+        """Decode one; with `rng`, a random-resized crop of it. Faults are told, since processes pass them on.
 
         Returns:
           The image, the number of the picture that it is of, and what was wrong. In place of a broken picture comes the

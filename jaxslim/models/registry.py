@@ -43,6 +43,9 @@ def build(model: str, arguments: dict[str, Any], *, num_classes: int, dtype: Any
     """
     if model not in MODELS:
         raise InputError(f"There is no model {model!r}; the models are {', '.join(sorted(MODELS))}.")
+    if taken := arguments.keys() & {"num_classes", "dtype"}:
+        where = "num_classes comes from the data set, and dtype from --dtype"
+        raise InputError(f"model_args give {sorted(taken)[0]}; leave it out: {where}.")
     try:
         return MODELS[model](num_classes=num_classes, dtype=dtype, **arguments)
     except TypeError as error:

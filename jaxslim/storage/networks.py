@@ -28,6 +28,8 @@ from jaxslim.storage.programs import Program, export, key_impl, plainly, raw, wr
 from jaxslim.storage.trees import build, layout_of
 
 PROGRAM_FILE = "program/program.bin"
+SAME = 0.02
+"""Share of the largest output by which a model may differ from its saved program, since both round in their own way."""
 
 
 class Parts(NamedTuple):
@@ -172,20 +174,47 @@ def opened(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Any], model
                 f"{path} holds no program, since the network could not be exported ({described['reason']}); pass the "
                 "model: load(path, module=model)."
             )
-        return Program((path / PROGRAM_FILE).read_bytes(), described, cut["layout"], plain), plain
+        return Program(_content(path), described, cut["layout"], plain), plain
     if isinstance(model, Adapted):
         image = jax.ShapeDtypeStruct((1, *meta["image_shape"]), jnp.float32)
         given = jax.eval_shape(model.init, jax.random.key(0), image)
     found = _network(model, given, plain)
     renamed = _as_in(found.variables, stored)
     stored = {renamed(path): leaf for path, leaf in stored.items()}
+    program = None if "reason" in described else Program(_content(path), described, cut["layout"], plain)
     if not (path / PLAN_FILE).exists():
         whole = _filled(path, {}, found.variables, stored)
-        return found.holding(whole) or model, whole
+        return _as_saved(path, program, found.holding(whole) or model, whole)
     graph, plan = plan_of_checkpoint(path)
     graph = dataclasses.replace(graph, paths=tuple(map(renamed, graph.paths)))
     small = _filled(path, dict(zip(graph.paths, graph.shapes, strict=True)), found.variables, stored)
-    return found.narrowed(graph, plan, small), small
+    return _as_saved(path, program, found.narrowed(graph, plan, small), small)
+
+
+def _content(path: Path) -> bytes:
+    return (path / PROGRAM_FILE).read_bytes()
+
+
+def _as_saved(path: Path, program: Program | None, model: Any, variables: Any) -> tuple[Any, Any]:
+    """The model and its variables, if they compute what the saved program does, for code may have been edited since."""
+    if program is None or (inputs := program.example()) is None:
+        return model, variables
+    try:
+        expected = program(*inputs)
+        found = jax.jit(network(model, variables, inputs).modes[0])(variables, *inputs)
+        pairs = [
+            (np.asarray(mine, np.float64), np.asarray(other, np.float64))
+            for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+        ]
+        off = max(np.abs(mine - other).max() / np.abs(other).max() for mine, other in pairs)
+    except Exception:  # it takes more than its inputs, for example a key, or is for another platform
+        return model, variables
+    if off > SAME:
+        raise InputError(
+            f"The code of the model computes something else than the network in {path} did: outputs differ by "
+            f"{off:.1%} of the largest. Take the code as it was then, or train anew."
+        )
+    return model, variables
 
 
 def _network(model: Any, given: Any, plain: Any) -> Network:

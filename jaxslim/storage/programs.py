@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxslim.errors import InputError, first_line
 from jaxslim.storage.integrity import DamageError
@@ -36,6 +37,16 @@ class Program:
     def __call__(self, *inputs: Any) -> Any:
         """Run it on the saved variables."""
         return self.apply(self.variables, *inputs)
+
+    def example(self) -> tuple[Any, ...] | None:
+        """Random inputs, two where the batch is open; None if some are no floats, whose range the program knows."""
+        if any(not jnp.issubdtype(jnp.dtype(dtype), jnp.floating) for _, dtype in self._specs):
+            return None
+        rng = np.random.default_rng(0)
+        shapes = [[2 if n is None else n for n in shape] for shape, _ in self._specs]
+        leaves = [jnp.asarray(rng.normal(size=n), dtype) for n, (_, dtype) in zip(shapes, self._specs, strict=True)]
+        found: tuple[Any, ...] = build(self._taken, leaves)
+        return found
 
     def apply(self, variables: Any, *inputs: Any) -> Any:
         """Run it.

@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from jaxslim import data, models
@@ -15,11 +17,14 @@ from jaxslim.core.graph import ChannelGraph
 from jaxslim.errors import InputError, first_line
 from jaxslim.slim.criteria.scales import bn_scale_mask, scale_mask
 from jaxslim.slim.kinds import network
+from jaxslim.slim.kinds.adapted import Adapted
 from jaxslim.slim.prune import traced
 from jaxslim.storage import checkpoint
 from jaxslim.storage.checkpoint import Loaded
 from jaxslim.training import own
 from jaxslim.training.config import TrainConfig, from_json
+
+FITTING = "change image_size, channels or model_args"
 
 
 def load(config: TrainConfig) -> data.Dataset:
@@ -57,10 +62,35 @@ def build(config: TrainConfig, source: Loaded | None, images: data.Dataset) -> t
         module, variables = in_precision(source.module, config.dtype), source.variables
     else:
         module = new(config, len(images.class_names))
-        with _applied(config.model, image.shape[1:], "change image_size, channels or model_args"):
+        with _applied(config.model, image.shape[1:], FITTING):
             variables = jax.jit(module.init)(jax.random.key(config.seed), image)
+        if own.is_own(config.model):
+            variables = jax.tree.map(_precise, variables)
     check_fit(module, variables, images, config.init_from or config.model)
+    if isinstance(module, Adapted) and source is None:
+        _check_outputs(module, variables, image, config)
     return module, variables
+
+
+def _precise(leaf: Any) -> Any:
+    """At least float32, since training adds small steps to large values."""
+    return leaf.astype(jnp.float32) if leaf.dtype in (jnp.bfloat16, jnp.float16) else leaf
+
+
+def _check_outputs(module: Adapted, variables: Any, image: jax.Array, config: TrainConfig) -> None:
+    """Refuse code of the user's own that does something else in training, or gives probabilities."""
+    images = jax.random.normal(jax.random.key(config.seed), (4, *image.shape[1:]))
+    expected, out = jax.jit(module.apply)(variables, images), None
+    with _applied(f"{config.model} in training", image.shape[1:], "let it do in training what it does in evaluation"):
+        stats = [name for name in variables if name != "params"]
+        train = functools.partial(module.apply, train=True, mutable=stats, rngs={"dropout": jax.random.key(0)})
+        out, _ = jax.eval_shape(train, variables, images)
+    if getattr(out, "shape", None) != expected.shape:
+        found = getattr(out, "shape", type(out).__name__)
+        problem = f"{config.model} gives {found} in training and logits {expected.shape} in evaluation"
+        raise InputError(f"{problem}; training takes the same logits, without outputs of other heads.")
+    if bool((expected >= 0).all()) and np.allclose(expected.sum(-1), 1, atol=1e-3):
+        raise InputError(f"{config.model} gives probabilities, which sum to 1; return logits, without a softmax.")
 
 
 def new(config: TrainConfig, classes: int) -> Any:
@@ -140,7 +170,8 @@ def number_of_classes(
 ) -> int:
     """How many classes the network `name` tells apart; refuse one that cannot see such images, or is no classifier."""
     shape = tuple(image_shape)
-    with _applied(name, shape, "give the image_size and channels that it was trained with"):
+    trained = "give the image_size and channels that it was trained with"
+    with _applied(name, shape, FITTING if own.is_own(str(name)) else trained):
         logits = jax.eval_shape(module.apply, variables, jax.ShapeDtypeStruct((1, *shape), dtype))
     if len(getattr(logits, "shape", ())) != 2:
         found = getattr(logits, "shape", type(logits).__name__)

@@ -38,6 +38,8 @@ def register(model: str, name: str | None = None) -> None:
     if not is_own(model):
         return
     build = _found(model)
+    if not isinstance(build, type) and any(part.__name__ == "Module" for part in type(build).__mro__):
+        raise InputError(f"{model} is a module already; name the class, or a function that builds it: {EXAMPLE}.")
     if not callable(build):
         raise InputError(f"{model} is {quoted(build)}, which cannot be called; name what builds a network: {EXAMPLE}.")
 
@@ -95,7 +97,7 @@ def _named(path: str | Path) -> str | None:
 def _found(model: str) -> Any:
     module, _, attribute = model.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
-        raise InputError(f"model is {model!r}; code is named as {EXAMPLE}.")
+        raise InputError(f"model is {model!r}; code is named as {EXAMPLE}, without slashes and .py.")
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does
     try:

@@ -163,7 +163,8 @@ def scale(graph: ChannelGraph, variables: Any, reduce: Reduce = "max") -> np.nda
       reduce: what is made of several scales of a unit.
 
     Returns:
-      (num_units + 1,) scores; -inf for units that no such vector multiplies, which a plan leaves alone.
+      (num_units + 1,) scores; -inf for units that no such vector multiplies, which a plan leaves alone. A group of
+      GroupNorm has those of its channels.
 
     Raises:
       InputError: no such vector multiplies channels that can be cut.
@@ -194,5 +195,9 @@ def _of_units(graph: ChannelGraph, variables: Any, wanted: Collection[int], redu
         return None
     scores = np.full(graph.num_units + 1, -np.inf)
     scores[scored] = reduced(graph, iter(found), reduce, along=False)[scored]
+    # A row or a column of a grid, such as a group of GroupNorm, has the scales of its elements.
+    elements = reduced(graph, iter([(scored, np.ones(len(scored)))]), "max") > 0
+    lines = (graph.places > 0) & elements & np.isneginf(scores)
+    scores[lines] = reduced(graph, iter(found), reduce)[lines]
     scores[0] = 0
     return scores

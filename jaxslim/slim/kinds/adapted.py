@@ -74,7 +74,7 @@ class InLinen:
             names = ", ".join(EVALUATION)
             raise InputError(
                 f"{type(module).__name__} takes no train, so training and evaluation would be one; give its __call__ "
-                f"the parameter `train` (or one of {names})."
+                f"the parameter `train` (or one of {names}); a field of the module does not switch."
             )
 
     def init(self, key: jax.Array, images: Any) -> Any:
