@@ -104,7 +104,7 @@ def test_a_worker_that_is_killed_is_no_traceback(folder, size):
     assert len(started) == 2
     time.sleep(0.5)  # until they wait: shared memory of one killed at work would stay
     started[1].kill()
-    with pytest.raises(InputError, match=r"^A process that decodes images was ended from outside, .*use fewer"):
+    with pytest.raises(InputError, match=r"^A process that decodes images was killed, .* use fewer"):
         list(batches)
     assert not any(process.is_alive() for process in started)
 

@@ -137,8 +137,10 @@ def _killed(number: int) -> str:
     name = signal.Signals(number).name
     if name == "SIGBUS":
         return "The memory that processes share is full; make /dev/shm larger, or use fewer --workers."
-    killed = f"A process that decodes images was ended from outside ({name})"
-    return f"{killed}, as systems do when the memory runs out; use fewer --workers."
+    if name == "SIGKILL":
+        killed = "A process that decodes images was killed, as systems do when the memory runs out"
+        return f"{killed}; use fewer --workers."
+    return f"A process that decodes images was ended by {name}; --workers 0 decodes in the training process itself."
 
 
 def _shared_memory() -> int:
