@@ -154,7 +154,7 @@ def test_dropout_of_nnx_draws_anew_in_each_layer_and_step():
     assert not (np.asarray(module.apply(variables, jnp.ones(64))) == 0).any()
 
 
-@every
+@pytest.mark.parametrize("name", ["Linen", "NNX"])
 def test_every_command_works_on_it(call, home, tmp_path, name):
     folder = tmp_path / "home"
     shutil.copytree(home / name, folder)

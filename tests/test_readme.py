@@ -72,7 +72,7 @@ def test_links_within_lead_to_headings():
 
 def test_figures_of_the_reproduction_are_those_of_its_report():
     report = (ROOT / ".github" / "reproduction" / "report.md").read_text()
-    section = README.partition("### CIFAR-10")[2].partition("### Speed")[0]
+    section = README.partition("### CIFAR-10")[2].partition("### The paper's other")[0]
     shown = [line for line in section.splitlines() if line.startswith("|")]
     assert len(shown) > 20
     assert [line for line in shown if line not in report.splitlines()] == []
@@ -82,6 +82,17 @@ def test_figures_of_the_reproduction_are_those_of_its_report():
     for number in re.findall(r"\d\d\.\d\d(?=\s+%)", section):  # in the text
         found = {f"{100 * value:.2f}" for seed in results for value in _accuracies(seed)}
         assert number in found, number
+
+
+def test_figures_of_other_networks_are_those_of_their_reports():
+    reports = [file.read_text() for file in (ROOT / ".github" / "reproduction").glob("*/report.md")]
+    section = README.partition("### The paper's other networks")[2].partition("### Speed")[0]
+    shown = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(shown) == 5 * len(reports)
+    assert [line for line in shown if not any(line in report.splitlines() for report in reports)] == []
+    commands = re.findall(r"^    (python scripts/reproduce.py .*)$", section, re.M)
+    assert all(any(f"- command: {command}\n" in report for report in reports) for command in commands)
+    assert len(commands) == len(reports)
 
 
 def test_figures_of_the_criteria_are_those_of_their_reports():
