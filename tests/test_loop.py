@@ -210,6 +210,20 @@ def test_a_line_for_each_epoch_without_a_terminal(whole):
         assert re.fullmatch(pattern.format(epoch, rate), line)
 
 
+def test_a_large_run_saves_what_a_small_one_saves(tmp_path, monkeypatch):
+    """One item after another, without a thread; and it goes on from an earlier checkpoint bit for bit."""
+    small = Path(train(tiny(tmp_path / "small")).folder)
+    monkeypatch.setattr(saver, "LARGE", 0)
+    large = Path(train(config := tiny(tmp_path / "large")).folder)
+    assert (large / "metrics.jsonl").read_bytes() == (small / "metrics.jsonl").read_bytes()
+    shutil.rmtree(large / "checkpoints" / str(steps_saved(large)[-1]))
+    assert train(config).metrics["epoch"] == EPOCHS
+    digests = [checkpoint.load(folder).meta["digest"] for folder in (small, large)]
+    assert digests[0] == digests[1]
+    files = [sorted(str(file.relative_to(of)) for file in of.rglob("manifest.ocdbt")) for of in (small, large)]
+    assert files[0] == files[1]
+
+
 def test_bars_on_a_terminal(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
@@ -592,11 +606,11 @@ def test_two_processes_in_one_folder(tmp_path, whole):
 def disk_full_at(monkeypatch, *names):
     write, tried = saver.write, []
 
-    def full(path, *args):
+    def full(path, *args, **how):
         tried.append(path.name)
         if path.name in names:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(path, *args)
+        write(path, *args, **how)
 
     monkeypatch.setattr(saver, "write", full)
     return tried

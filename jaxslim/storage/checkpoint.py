@@ -197,21 +197,27 @@ def write(
     meta: Mapping[str, Any],
     training: Any = None,
     files: Mapping[str, bytes] | None = None,
+    *,
+    in_turn: bool = False,
 ) -> None:
     """Write a checkpoint with its checksums, whole or not at all; one that is there is replaced.
 
     `meta` is what `describe` gave for the variables, `training` any pytree of arrays, for `restore_training`, and
-    `files` maps names, ITEM/FILE, to contents.
+    `files` maps names, ITEM/FILE, to contents. With `in_turn`, `training` is written after the variables, since orbax
+    copies all that it writes at once.
     """
     json.dumps(meta)  # raises here what orbax would raise after half of the work
     leaves = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(training))}
     more = {"training": ocp.args.StandardSave(leaves)} if training is not None else {}
-    items = ocp.args.Composite(variables=ocp.args.StandardSave(variables), meta=ocp.args.JsonSave(dict(meta)), **more)
+    items = {"variables": ocp.args.StandardSave(variables), "meta": ocp.args.JsonSave(dict(meta))}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:
         with naming(path), _checkpointer() as checkpointer:
-            checkpointer.save(temporary, args=items)
+            checkpointer.save(temporary, args=ocp.args.Composite(**items, **({} if in_turn else more)))
+            for item, later in more.items() if in_turn else ():
+                checkpointer.save(beside := Path(f"{temporary}-{item}"), args=ocp.args.Composite(**{item: later}))
+                os.rename(beside / item, temporary / item)
             for name, content in (files or {}).items():
                 (temporary / name).parent.mkdir(exist_ok=True)
                 (temporary / name).write_bytes(content)

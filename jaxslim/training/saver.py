@@ -96,7 +96,7 @@ class Saver:
 
     def _write(self, step: int, arrays: tuple[Any, Any], meta: Mapping[str, Any], files: Any) -> None:
         variables, training = arrays
-        write(step_folder(self._run, step), variables, meta, training, files)
+        write(step_folder(self._run, step), variables, meta, training, files, in_turn=is_large(arrays))
         self._accuracies[step] = accuracy(meta)
         for older in self._accuracies.keys() - steps_kept(self._accuracies):
             remove(step_folder(self._run, older))
