@@ -119,17 +119,19 @@ class Records:
 
     def open(self, number: int) -> Any:
         """See `Pictures`."""
-        what, fix = f"Image {number} of {self._name}, {self._split}", _repair(self._folder, self._advice)
-        with as_input_error(self._folder, f"{what}, in {self._folder} cannot be read", fix):
+        fix = _repair(self._folder, self._advice)
+        with as_input_error(self._folder, f"{self._named(number)} cannot be read", fix):
             content = self.records[number][self._key]
         with self.broken(number):
             return Image.open(io.BytesIO(content))
 
     def broken(self, number: int) -> contextlib.AbstractContextManager[None]:
         """See `Pictures`."""
-        what = f"Image {number} of {self._name}, {self._split}"
-        problem, fix = f"{what}, in {self._folder} is damaged", f"delete that folder. {self._advice}"
-        return as_input_error(self._folder, problem, fix, BrokenImage)
+        fix = f"delete that folder. {self._advice}"
+        return as_input_error(self._folder, f"{self._named(number)} is damaged", fix, BrokenImage)
+
+    def _named(self, number: int) -> str:
+        return f"Image {number} of {self._name}, {self._split}, in {self._folder}"
 
 
 def _kept_labels(identity: list, read: Callable[[], np.ndarray]) -> np.ndarray:
